@@ -1,0 +1,1 @@
+"""Equivariant and self-supervised vision models in JAX."""

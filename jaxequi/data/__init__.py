@@ -1,0 +1,1 @@
+"""From storage to host batches: sources, host transforms, order, loader."""

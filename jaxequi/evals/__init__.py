@@ -1,0 +1,1 @@
+"""Evaluations of features: each file has `evaluate(features, ...) -> dict[str, float]`."""

@@ -1,0 +1,1 @@
+"""Groups, their representations, quaternions: numpy tables, no learning."""

@@ -1,0 +1,1 @@
+"""Numbers and files of other libraries, in and out."""

@@ -1,0 +1,1 @@
+"""Learning methods: each file has `make(...) -> Method`; its name is its registration."""

@@ -1,0 +1,1 @@
+"""Linen layers: a functional core and a thin module each."""

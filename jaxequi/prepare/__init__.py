@@ -1,0 +1,1 @@
+"""Programs that make data sets; nothing imports them."""

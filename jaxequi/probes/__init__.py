@@ -1,0 +1,1 @@
+"""Measurements of a function's equivariance and invariance."""

@@ -1,0 +1,1 @@
+"""The one loop: state, step, mesh, optimizer, checkpoints, log."""

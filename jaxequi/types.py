@@ -1,0 +1,108 @@
+"""The vocabulary that every room of the house shares: batches, methods, sources.
+
+A batch is a flat mapping. Its keys are fixed:
+
+    views    u8[B, V, H, W, 3] from the host; f32 after `augment`, which ends by normalising
+    label    i32[B]            class of the example
+    index    i32[B]            row of the example in its source
+    mask     bool[B]           False on the padding of an evaluation batch
+    latent   f32[B, V, L]      parameters of the rendered scene, one row a view (3DIEBench: L = 7)
+    aug      {op: f32[B, V, k]} what the augmentations drew
+
+B is always the *global* batch size: nothing above `train/mesh.py` knows how many devices there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Any]
+Metrics = dict[str, Array]
+Features = dict[str, Any]
+Record = dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """Where a run stands: traced scalars, so that a schedule never recompiles."""
+
+    step: Array  # i32[], updates done so far
+    epoch: Array  # f32[], passes over the training set so far
+    fraction: Array  # f32[], 0 at the first step, 1 at the end
+
+
+class Output(NamedTuple):
+    """What a loss returns beside its scalar."""
+
+    extra: PyTree  # the method's new state: batch statistics, queues, target networks
+    metrics: Metrics  # scalars to log
+    features: Features  # "representation" f32[B, V, R], "embedding" f32[B, V, E]
+
+
+def _keep(params: PyTree, extra: PyTree, progress: Progress) -> PyTree:
+    del params, progress
+    return extra
+
+
+class Refit(NamedTuple):
+    """Work on the host between epochs: `fn(params, extra, train_features, key) -> extra`."""
+
+    every_epochs: int
+    fn: Callable[[PyTree, PyTree, Mapping[str, np.ndarray], Array], PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A learning method: a value made of pure functions.
+
+    Attributes:
+      init: `(key, batch) -> (params, extra)`. `params` receive gradients, `extra` is the rest.
+      loss: `(params, extra, batch, key, progress) -> (scalar, Output)`, on the whole global batch.
+      encode: `(params, extra, views f32[B, V, H, W, 3]) -> {"representation": f32[B, V, R],
+        "embedding": f32[B, V, E], ...}` in evaluation mode.
+      update: `(params, extra, progress) -> extra`, run after the optimizer: moving averages.
+      predict: `(params, extra, embedding f32[B, E], z f32[B, L]) -> f32[B, E]`; only methods that
+        model a transformation have it.
+      parts: for each feature the widths (invariant, equivariant) into which its last axis splits;
+        an invariant part always comes first.
+      mean_over_examples: the loss is a mean of terms that each see one example alone, so that the
+        mean of gradients over parts of a batch is the gradient of the batch.
+      refit: host-side work between epochs, or None.
+    """
+
+    init: Callable[[Array, Batch], tuple[PyTree, PyTree]]
+    loss: Callable[[PyTree, PyTree, Batch, Array, Progress], tuple[Array, Output]]
+    encode: Callable[[PyTree, PyTree, Array], Features]
+    update: Callable[[PyTree, PyTree, Progress], PyTree] = _keep
+    predict: Callable[[PyTree, PyTree, Array, Array], Array] | None = None
+    parts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    mean_over_examples: bool = False
+    refit: Refit | None = None
+
+
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    Attributes:
+      class_names: names of the classes, in the order of their labels.
+      num_views: pictures stored of one example: 50 in 3DIEBench, 1 in an ordinary image set.
+    """
+
+    class_names: Sequence[str]
+    num_views: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
+        """Read examples `rows` (N of them), of each the stored pictures `views` (i64[N, V]).
+
+        Returns N records: `image` a list of V pictures (u8[H, W, 3], or the bytes of an encoded
+        file), `label` int, and `latent` f32[V, L] where the source has one. Thread-safe.
+        """
+        ...
