@@ -1,0 +1,158 @@
+"""BatchNorm: hand numbers, torch's running statistics, statistics groups, fields, sharding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from jaxequi.nn.norm import BatchNorm, moments
+
+
+def train(norm, variables, x):
+    y, new = norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
+    return y, {**variables, **new}
+
+
+def start(norm, x):
+    return norm.init(jax.random.key(0), x, use_running_average=False)
+
+
+def test_hand_numbers():
+    x = jnp.array([[1.0, 10.0], [3.0, 10.0], [5.0, 40.0]])  # means 3, 20; variances 8/3, 200
+    norm = BatchNorm(epsilon=0.0)
+    y, after = train(norm, start(norm, x), x)
+    r = np.sqrt(1.5)
+    np.testing.assert_allclose(y, [[-r, -(0.5**0.5)], [0, -(0.5**0.5)], [r, 2**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(after["batch_stats"]["mean"], [0.3, 2.0], rtol=1e-6)
+    # unbiased variances are 4 and 300; the running variance starts at one
+    np.testing.assert_allclose(after["batch_stats"]["var"], [1.3, 30.9], rtol=1e-6)
+
+
+def test_biased_running_variance():
+    x = jnp.array([[0.0], [2.0]])
+    norm = BatchNorm(unbiased=False)
+    _, after = train(norm, start(norm, x), x)
+    np.testing.assert_allclose(after["batch_stats"]["var"], [1.0], rtol=1e-6)
+
+
+def test_two_calls_update_twice_in_order():
+    norm = BatchNorm()
+    a, b = jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [8.0]])
+    variables = start(norm, a)
+    assert variables["batch_stats"]["mean"] == 0  # init leaves them be
+    _, variables = train(norm, variables, a)
+    _, variables = train(norm, variables, b)
+    np.testing.assert_allclose(variables["batch_stats"]["mean"], [0.9 * 0.1 + 0.6], rtol=1e-6)
+    np.testing.assert_allclose(
+        variables["batch_stats"]["var"], [0.9 * (0.9 + 0.2) + 0.8], rtol=1e-6
+    )
+
+
+def test_evaluation_uses_and_keeps_the_running_statistics():
+    norm = BatchNorm(use_running_average=True, epsilon=0.0)
+    variables = {
+        "params": {"scale": jnp.array([2.0]), "bias": jnp.array([1.0])},
+        "batch_stats": {"mean": jnp.array([3.0]), "var": jnp.array([4.0])},
+    }
+    y, new = norm.apply(variables, jnp.array([[5.0]]), mutable="batch_stats")
+    assert y == 3.0
+    assert new["batch_stats"] == variables["batch_stats"]
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 4, 5, 3), (8, 2, 3, 2, 3)])
+def test_groups_are_independent_and_group_zero_is_kept(shape, keys):
+    x = jax.random.normal(next(keys), shape) * 3 + 1
+    norm, whole = BatchNorm(groups=4), BatchNorm()
+    y, after = train(norm, start(norm, x), x)
+    for i in range(4):
+        part = x[2 * i : 2 * i + 2]
+        expected, statistics = train(whole, start(whole, part), part)
+        np.testing.assert_allclose(y[2 * i : 2 * i + 2], expected, atol=1e-6)
+        if i == 0:
+            jax.tree.map(np.testing.assert_allclose, after, statistics)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fields_share_statistics(groups, keys):
+    x = jax.random.normal(next(keys), (4, 3, 5, 2 * 4))
+    norm = BatchNorm(groups=groups, field_size=4)
+    y, after = train(norm, start(norm, x), x)
+    assert after["params"]["scale"].shape == (2,)
+    apart = jnp.moveaxis(x.reshape(4, 3, 5, 2, 4), -1, 1)  # [4, g, 3, 5, field]
+    plain = BatchNorm(groups=groups)
+    expected, statistics = train(plain, start(plain, apart), apart)
+    np.testing.assert_allclose(y, jnp.moveaxis(expected, 1, -1).reshape(x.shape), atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, statistics)
+
+
+def test_large_mean_keeps_its_digits():
+    x = jnp.array([1e4 - 1, 1e4 + 1] * 512, jnp.float32)[:, None]
+    mean, var, count = moments(x)
+    np.testing.assert_allclose(mean, 1e4, rtol=1e-6)
+    np.testing.assert_allclose(var, 1.0, rtol=1e-3)
+    assert count == 1024
+
+
+def test_gradient_matches_finite_differences(keys):
+    x = jax.random.normal(next(keys), (4, 2, 2, 6))
+    w = jax.random.normal(next(keys), x.shape)
+    norm = BatchNorm(groups=2, field_size=2)
+    variables = start(norm, x)
+
+    def loss(params, x):
+        return jnp.sum(train(norm, {**variables, "params": params}, x)[0] * w)
+
+    check_grads(loss, (variables["params"], x), 1, ("rev",), atol=2e-2, rtol=2e-2)
+
+
+def test_statistics_are_f32_under_bfloat16(keys):
+    x = (100 + jax.random.normal(next(keys), (64, 3))).astype(jnp.bfloat16)
+    norm = BatchNorm()
+    y, after = train(norm, start(norm, x), x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(after["batch_stats"]["mean"], exact.mean(0) * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(y, (exact - exact.mean(0)) / exact.std(0), atol=2e-2)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_sharded_batch_gives_the_same(groups, keys):
+    x = jax.random.normal(next(keys), (32, 3, 3, 4))
+    w = jax.random.normal(next(keys), x.shape)
+    norm = BatchNorm(groups=groups)
+    variables = start(norm, x)
+
+    @jax.jit
+    def step(variables, x):
+        def loss(x):
+            y, after = train(norm, variables, x)
+            return jnp.sum(y * w), after
+
+        return jax.value_and_grad(loss, has_aux=True)(x)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
+    expected = step(variables, x)
+    actual = step(variables, jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp")))))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), actual, expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "message"),
+    [
+        ({"groups": 3}, (8, 2), "groups=3 does not divide the batch of 8"),
+        ({"field_size": 4}, (8, 6), "field_size=4 does not divide the 6 channels"),
+        ({"groups": 8}, (8, 2), "no variance"),
+    ],
+)
+def test_bad_sizes(arguments, shape, message):
+    norm = BatchNorm(**arguments)
+    with pytest.raises(ValueError, match=message):
+        train(norm, start(norm, jnp.ones(shape)), jnp.ones(shape))
