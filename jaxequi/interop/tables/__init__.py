@@ -1,0 +1,1 @@
+"""Names of the modules of each model: ours against torch's."""
