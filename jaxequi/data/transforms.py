@@ -1,0 +1,263 @@
+"""Host transforms: geometry in uint8, one picture at a time, in numpy and Pillow.
+
+An op is made by a function of this module, from numbers that a config can spell, and is a value
+`Op`: `op(image u8[H, W, 3], rng) -> (image, drawn)`. A pipe is a sequence of ops and is written
+as a string, `"decode|random_resized_crop(224, scale=(0.08, 1))|flip"`. `make` composes one pipe
+for each view into the transform that the loader calls on every record.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxequi import pipes
+from jaxequi.data import decoding
+from jaxequi.types import Record
+
+Drawn = Sequence[float] | None
+Transform = Callable[[Record, np.random.Generator], Record]
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One step of a pipe.
+
+    Attributes:
+      name: what the op is called in a pipe, and its key in `aug`.
+      apply: `(image u8[H, W, 3], rng) -> (image, drawn)`; `drawn` has `draws` numbers.
+      draws: how many numbers the op draws; 0 means that it never asks the generator.
+    """
+
+    name: str
+    apply: Callable[[Any, np.random.Generator], tuple[Any, Drawn]]
+    draws: int = 0
+
+
+def _fixed(name: str, function: Callable[[Any], Any]) -> Op:
+    """Make an op that draws nothing."""
+    return Op(name, lambda image, rng: (function(image), None))
+
+
+def _filter(name: str) -> Image.Resampling:
+    if name not in FILTERS:
+        raise ValueError(f"no filter {name!r}; there is {', '.join(FILTERS)}.")
+    return FILTERS[name]
+
+
+def _size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of `224` or `(224, 192)`."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"a size is a whole number above 0 or (height, width), not {size!r}.")
+    return pair
+
+
+def resized(image: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    """Resize a picture u8[H, W, 3] to (height, width), antialiased, with Pillow's arithmetic."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
+
+
+def decode() -> Op:
+    """Decode an encoded file to RGB, as Pillow's `convert("RGB")`; pictures pass through."""
+    return _fixed("decode", decoding.decode)
+
+
+def resize(size: int | Sequence[int], filter: str = "bilinear") -> Op:
+    """Resize with antialiasing: `(h, w)` to exactly that, a number to that shorter side.
+
+    The longer side becomes `int(size * longer / shorter)`, as torchvision's `Resize` has it.
+    """
+    how = _filter(filter)
+    pair = _size(size)
+
+    def apply(image: np.ndarray) -> np.ndarray:
+        if not isinstance(size, int):
+            return resized(image, pair, how)
+        height, width = image.shape[:2]
+        if height <= width:
+            return resized(image, (size, int(size * width / height)), how)
+        return resized(image, (int(size * height / width), size), how)
+
+    return _fixed("resize", apply)
+
+
+def center_crop(size: int | Sequence[int]) -> Op:
+    """Cut out the middle; a picture that is too small is first padded with black.
+
+    Offsets are rounded half to even, as torchvision's `center_crop`.
+    """
+    height, width = _size(size)
+
+    def apply(image: np.ndarray) -> np.ndarray:
+        down, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
+        if down or right:
+            image = np.pad(
+                image, ((down // 2, (down + 1) // 2), (right // 2, (right + 1) // 2), (0, 0))
+            )
+        top = round((image.shape[0] - height) / 2)
+        left = round((image.shape[1] - width) / 2)
+        return image[top : top + height, left : left + width]
+
+    return _fixed("center_crop", apply)
+
+
+def flip(p: float = 0.5) -> Op:
+    """Mirror left and right with probability `p`; draws (flipped,)."""
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+        flipped = rng.random() < p
+        return (image[:, ::-1] if flipped else image), (float(flipped),)
+
+    return Op("flip", apply, draws=1)
+
+
+def crop_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) by the rule of torchvision's `RandomResizedCrop`.
+
+    Area uniform in `scale` of the picture's, logarithm of width over height uniform in `ratio`;
+    after ten draws that do not fit, the largest middle box whose shape is allowed.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+    size: int | Sequence[int],
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    filter: str = "bilinear",
+) -> Op:
+    """Cut a random box and resize it; draws (top, left, height, width) as parts of the picture."""
+    pair, how = _size(size), _filter(filter)
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be 0 < low <= high <= 1, not {tuple(scale)}.")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio must be 0 < low <= high, not {tuple(ratio)}.")
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+        height, width = image.shape[:2]
+        top, left, h, w = crop_box(height, width, (scale[0], scale[1]), (ratio[0], ratio[1]), rng)
+        cut = image[top : top + h, left : left + w]
+        return resized(cut, pair, how), (top / height, left / width, h / height, w / width)
+
+    return Op("random_resized_crop", apply, draws=4)
+
+
+OPS: dict[str, Callable[..., Op]] = {
+    function.__name__: function
+    for function in (decode, resize, center_crop, flip, random_resized_crop)
+}
+
+
+def parse(pipe: str) -> list[Op]:
+    """Read a pipe such as `"decode|random_resized_crop(224, scale=(0.08, 1))|flip"`.
+
+    Raises:
+      ValueError: an op that does not exist, or arguments that are no literals or not its own.
+    """
+    return pipes.parse(pipe, OPS, "host transform")
+
+
+def _named(ops: Sequence[Op]) -> list[tuple[str, Op]]:
+    """Pair the ops of a pipe with their keys in `aug`; the second `flip` is `flip_2`."""
+    seen: collections.Counter[str] = collections.Counter()
+    named = []
+    for op in ops:
+        seen[op.name] += 1
+        named.append((op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}", op))
+    return named
+
+
+def _shared(pipes_of_views: Sequence[str], chains: Sequence[Sequence[Op]]) -> int:
+    """Count the leading ops that all pipes spell alike and that draw nothing."""
+    texts = [pipes.split(pipe) for pipe in pipes_of_views]
+    count = 0
+    for step in zip(*(zip(text, chain) for text, chain in zip(texts, chains))):
+        if len({text for text, _ in step}) > 1 or step[0][1].draws:
+            break
+        count += 1
+    return count
+
+
+def make(pipes_of_views: Sequence[str]) -> Transform:
+    """Compose one pipe a view into `transform(record, rng) -> record`.
+
+    Of a record with one picture, every pipe makes a view, and the steps that the pipes share
+    before the first random one are done once: a picture that feeds two views is decoded once. Of
+    a record with several pictures, pipe i makes view i from picture i, or the only pipe all views.
+
+    The result has `views` u8[V, H, W, 3] and `aug`, a dict of f32[V, k] with what the ops drew
+    (zeros for a view whose pipe has no such op), and keeps all else of the record but `image`.
+
+    Raises:
+      ValueError: a pipe that cannot be read; while running, views of unequal sizes, or a number
+        of pictures that fits no reading above.
+    """
+    if not pipes_of_views:
+        raise ValueError("there must be a pipe for at least one view.")
+    chains = [parse(pipe) for pipe in pipes_of_views]
+    shared = _shared(pipes_of_views, chains)
+    tails = [_named(ops)[shared:] for ops in chains]
+    widths = {name: op.draws for tail in tails for name, op in tail if op.draws}
+
+    def prepare(picture: Any, rng: np.random.Generator) -> Any:
+        for op in chains[0][:shared]:
+            picture, _ = op.apply(picture, rng)
+        return picture
+
+    def transform(record: Record, rng: np.random.Generator) -> Record:
+        pictures = [prepare(picture, rng) for picture in record["image"]]
+        count = max(len(pictures), len(tails))
+        if {len(pictures), len(tails)} - {1, count}:
+            raise ValueError(f"{len(pictures)} pictures and {len(tails)} pipes do not pair up.")
+        aug = {name: np.zeros((count, k), np.float32) for name, k in widths.items()}
+        views = []
+        for view in range(count):
+            picture = pictures[view % len(pictures)]
+            for name, op in tails[view % len(tails)]:
+                picture, drawn = op.apply(picture, rng)
+                if drawn is not None:
+                    aug[name][view] = drawn
+            views.append(picture)
+        if len({picture.shape for picture in views}) > 1:
+            raise ValueError(
+                f"the views have unequal sizes {[picture.shape[:2] for picture in views]}; "
+                "end every pipe with a crop or a resize to one size."
+            )
+        rest = {key: value for key, value in record.items() if key != "image"}
+        return {**rest, "views": np.stack(views), "aug": aug}
+
+    return transform

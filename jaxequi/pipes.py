@@ -1,0 +1,75 @@
+"""A sequence of operations written as a string: `"decode|random_resized_crop(224)|flip"`.
+
+Arguments are Python literals and nothing else, so that a config can be read without running it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from jaxequi import names
+
+T = TypeVar("T")
+
+
+def split(pipe: str) -> list[str]:
+    """Cut a pipe at its bars, save those inside quotes or brackets: `["decode", "flip(0.5)"]`."""
+    parts, depth, quote, start = [], 0, "", 0
+    for at, char in enumerate(pipe):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "|" and depth == 0:
+            parts.append(pipe[start:at].strip())
+            start = at + 1
+    return [*parts, pipe[start:].strip()]
+
+
+def _call(text: str, pipe: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Read `name` or `name(literal, key=literal)`."""
+    try:
+        node = ast.parse(text, mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, [], {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            arguments = [ast.literal_eval(value) for value in node.args]
+            keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+            if all(k.arg for k in node.keywords):
+                return node.func.id, arguments, keywords
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(
+        f"cannot read {text!r} in the pipe {pipe!r}; a step is written name or "
+        "name(1, key=(0.1, 2)), with numbers, strings, tuples, None, True and False only."
+    )
+
+
+def parse(pipe: str, ops: Mapping[str, Callable[..., T]], kind: str) -> list[T]:
+    """Make the ops of a pipe, in order; an empty string is no op.
+
+    Raises:
+      ValueError: an op that does not exist, or arguments that are no literals or not its own.
+    """
+    made = []
+    for text in split(pipe) if pipe.strip() else []:
+        name, arguments, keywords = _call(text, pipe)
+        if name not in ops:
+            raise names.unknown(kind, name, ops)
+        signature = inspect.signature(ops[name])
+        try:
+            signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise ValueError(f"{text!r} in a pipe: {error}; it takes {name}{signature}.") from None
+        try:
+            made.append(ops[name](*arguments, **keywords))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{text!r} in a pipe: {error}") from error
+    return made
