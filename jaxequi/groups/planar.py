@@ -1,0 +1,194 @@
+"""Finite groups of turns and mirrors of the plane: C_N and D_N, as tables.
+
+An element is *mirror first, then turn*: g = r^k f^j, where f mirrors left and right (x -> -x) and r
+turns by 2 pi / N counter-clockwise, in the frame x right, y up. Its index is N j + k. Everything
+in the project uses this order; `turn_then_flip` names the elements of a reference that orders them
+otherwise. A regular field f: pixels -> R^G transforms as (g f)(x)[h] = f(g^-1 x)[g^-1 h].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import numpy as np
+
+from jaxequi import names
+
+CRYSTAL = {"p1": "c1", "p2": "c2", "p4": "c4", "pm": "d1", "p2m": "d2", "p4m": "d4"}
+"""The planar symmorphic groups with these points, by their names in crystallography."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """C_N (turns by 2 pi / N) or D_N (turns, and each after a left-right mirror).
+
+    Attributes:
+      rotations: N, at least 1.
+      mirrors: whether the elements with j = 1 belong to it.
+    """
+
+    rotations: int
+    mirrors: bool = False
+
+    def __post_init__(self):
+        if self.rotations < 1:
+            raise ValueError(f"a group has at least one rotation, not {self.rotations}")
+
+    @property
+    def name(self) -> str:
+        """`c4`, `d4`, ...: what `named` reads."""
+        return f"{'d' if self.mirrors else 'c'}{self.rotations}"
+
+    @property
+    def order(self) -> int:
+        """Number of elements, G."""
+        return self.rotations * (2 if self.mirrors else 1)
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What each element does, in words: `turn 90`, `mirror, turn 180`."""
+        step = 360 / self.rotations
+        turns = [f"turn {k * step:g}" for k in range(self.rotations)]
+        return (*turns, *(f"mirror, {t}" for t in turns))[: self.order]
+
+    @functools.cached_property
+    def matrices(self) -> np.ndarray:
+        """f64[G, 2, 2] acting on (x, y), x to the right and y up."""
+        angle = 2 * np.pi * np.arange(self.rotations) / self.rotations
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turn = np.moveaxis(turn, -1, 0)
+        both = np.concatenate([turn, turn @ np.diag([-1.0, 1.0])])
+        return np.round(both[: self.order], 15) + 0.0
+
+    @functools.cached_property
+    def product(self) -> np.ndarray:
+        """i32[G, G]: `product[g, h]` is the index of g h (h first)."""
+        j, k = np.divmod(np.arange(self.order), self.rotations)
+        # f r = r^-1 f, so r^a f^b r^c f^d = r^(a + (-1)^b c) f^(b + d)
+        turn = (k[:, None] + (1 - 2 * j[:, None]) * k) % self.rotations
+        return (self.rotations * (j[:, None] ^ j) + turn).astype(np.int32)
+
+    @functools.cached_property
+    def inverse(self) -> np.ndarray:
+        """i32[G]: index of g^-1."""
+        return np.argmin(self.product, axis=1).astype(np.int32)  # the identity has index 0
+
+    @functools.cached_property
+    def shift(self) -> np.ndarray:
+        """i32[G, G]: `shift[g, h]` = g^-1 h, the slice of a regular field that g moves to h."""
+        return self.product[self.inverse]
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether every element maps the pixel grid onto itself."""
+        return self.rotations in (1, 2, 4)
+
+
+def cyclic(n: int) -> Group:
+    """C_N: turns by 360 / n degrees."""
+    return Group(n)
+
+
+def dihedral(n: int) -> Group:
+    """D_N: turns by 360 / n degrees, with and without a left-right mirror first."""
+    return Group(n, mirrors=True)
+
+
+def named(name: str) -> Group:
+    """Find a group by its name: `c4`, `d4`, `c8`, ..., or `p4`, `p4m`, `pm`, ...
+
+    Raises:
+      ValueError: no such name; the message lists the forms that exist.
+    """
+    word = CRYSTAL.get(name.lower(), name.lower())
+    parts = re.fullmatch(r"([cd])([1-9]\d*)", word)
+    if not parts:
+        raise names.unknown("group", name, [*CRYSTAL, "c<N>", "d<N>"])
+    return Group(int(parts[2]), mirrors=parts[1] == "d")
+
+
+def check_on_grid(group: Group) -> None:
+    """Refuse a group whose elements do not map the pixel grid onto itself.
+
+    Raises:
+      ValueError: N is not 1, 2 or 4.
+    """
+    if not group.on_grid:
+        raise ValueError(
+            f"{group.name} turns by {360 / group.rotations:g} degrees, which does not map the "
+            "pixel grid onto itself. Take N = 1, 2 or 4, or the steerable layers."
+        )
+
+
+def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
+    """Move a picture by one element: mirror left and right, then turn counter-clockwise.
+
+    Args:
+      group: a group that maps the grid onto itself.
+      element: index of the element.
+      image: numpy or jax array; `axes` are its rows and columns (the default is NHWC).
+      axes: the axes (H, W).
+
+    Returns:
+      The moved picture; a quarter turn exchanges unequal sides.
+
+    Raises:
+      ValueError: N is not 1, 2 or 4.
+    """
+    check_on_grid(group)
+    h, w = (a % image.ndim for a in axes)
+    mirror, turn = divmod(element, group.rotations)
+    quarters = turn * 4 // group.rotations
+    # a quarter turn counter-clockwise reverses the columns, then swaps rows and columns
+    reverse_w, reverse_h = bool(mirror) ^ (quarters in (1, 2)), quarters in (2, 3)
+    backward = [a for a, reverse in ((h, reverse_h), (w, reverse_w)) if reverse]
+    image = image[tuple(slice(None, None, -1 if a in backward else 1) for a in range(image.ndim))]
+    return image.swapaxes(h, w) if quarters % 2 else image
+
+
+def act_on_field(group: Group, element: int, field: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
+    """Move a regular field f[..., H, W, C G]: its pixels by `act`, its slices by g^-1 h.
+
+    Raises:
+      ValueError: the channels are no multiple of the order of the group.
+    """
+    field = act(group, element, field, axes)
+    parts = field.reshape(*field.shape[:-1], fields(group, field.shape[-1]), group.order)
+    return parts[..., group.shift[element]].reshape(field.shape)
+
+
+def fields(group: Group, channels: int) -> int:
+    """Number of regular fields in so many channels (channel = field * order + element).
+
+    Raises:
+      ValueError: the channels are no multiple of the order of the group.
+    """
+    if channels % group.order:
+        raise ValueError(
+            f"{channels} channels are no whole number of regular fields of {group.name}, "
+            f"which has {group.order} elements. Give a multiple of {group.order}."
+        )
+    return channels // group.order
+
+
+def turn_then_flip(group: Group) -> np.ndarray:
+    """Index here of each element of the order `N m + r`: turn r times, then flip up-down if m = 1.
+
+    That is the order of GrouPy (Cohen and Welling 2016) and of sepgroupy's P4M layers. Arrays in
+    that order become ours by `theirs[..., np.argsort(order)]`, ours theirs by `ours[..., order]`.
+
+    Returns:
+      i32[G].
+
+    Raises:
+      ValueError: the group lacks the up-down flip (D_N with odd N).
+    """
+    turns = group.matrices[: group.rotations]
+    theirs = np.concatenate([turns, np.diag([1.0, -1.0]) @ turns])[: group.order]
+    same = np.isclose(theirs[:, None], group.matrices[None]).all((-1, -2))
+    if not same.any(1).all():
+        raise ValueError(f"{group.name} has no up-down flip, so it has no order by turn then flip")
+    return same.argmax(1).astype(np.int32)
