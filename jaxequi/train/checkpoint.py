@@ -1,0 +1,141 @@
+"""Checkpoints of a run: written behind the training, the latest N and the best kept."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from jaxequi.train.state import TrainState
+from jaxequi.types import PyTree
+
+Window = list[dict[str, float]]
+
+
+class Checkpoints:
+    """The checkpoints below one directory.
+
+    A checkpoint holds `state` (everything a run is), `config` (the resolved config) and `window`
+    (metrics of the steps not yet logged, so that a resumed run logs the same means). The position
+    of the input is not saved: the batch of a step is a function of (seed, step). A checkpoint is
+    complete or not there: it is written beside and renamed.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path | epath.Path,
+        *,
+        keep: int = 2,
+        best: str | None = None,
+        best_mode: str = "max",
+    ):
+        """Open a directory.
+
+        Args:
+          keep: how many of the newest to keep.
+          best: metric by which the best one is kept beside the newest; None keeps no best.
+          best_mode: "max" or "min".
+
+        Raises:
+          ValueError: `keep` or `best_mode` out of range.
+        """
+        if keep < 1:
+            raise ValueError(f"keep_checkpoints={keep}: at least 1 is needed to resume from")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode={best_mode!r}: use 'max' or 'min'")
+        self.directory = epath.Path(directory)
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        options: dict[str, Any] = {}
+        if best:
+
+            def metric(metrics: PyTree) -> float:
+                return metrics[best]
+
+            # `max_to_keep` with `best_fn` would drop the newest: hence two policies. `best_fn` is
+            # needed all the same, for `best_step`.
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=metric,
+                    n=1,
+                    reverse=best_mode == "min",
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+            options = {"best_fn": metric, "best_mode": best_mode}
+        self.best = best
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), **options
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self.manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        config: dict[str, Any],
+        window: Window,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Start to write a checkpoint; the state may be donated at once."""
+        if step in self.manager.all_steps():
+            return
+        ranked = metrics if self.best and metrics and self.best in metrics else None
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave(config),
+                window=ocp.args.JsonSave({"steps": window}),
+            ),
+            metrics=ranked,
+        )
+
+    def restore(self, step: int, shapes: PyTree, shardings: PyTree) -> tuple[TrainState, Window]:
+        """Read a checkpoint onto any mesh.
+
+        Args:
+          shapes: `jax.eval_shape` of the state.
+          shardings: where its leaves go, a tree like it.
+
+        Raises:
+          ValueError: the checkpoint is damaged or holds another state.
+        """
+        target = jax.tree.map(
+            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+            shapes,
+            shardings,
+        )
+        try:
+            saved = self.manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), window=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # tensorstore, json and orbax each raise their own kinds
+            raise ValueError(
+                f"checkpoint {self.directory / str(step)} cannot be read: "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}\n"
+                "It is damaged, or of another model. Remove that folder to go on from the "
+                "checkpoint before it, or give another --workdir."
+            ) from error
+        return saved["state"], saved["window"]["steps"]
+
+    def wait(self) -> None:
+        """Wait until everything saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then let go of the directory."""
+        self.manager.wait_until_finished()
+        self.manager.close()

@@ -1,0 +1,206 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard events, and lines or a bar on the terminal."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import clu.parameter_overview
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+from jaxequi.types import Metrics, PyTree
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class NonFiniteError(FloatingPointError):
+    """A metric of some step is not a finite number."""
+
+
+class Window:
+    """Metrics since the last logged step; fetched from the devices all at once."""
+
+    def __init__(self, fetched: Sequence[dict[str, float]] = ()):
+        self.fetched = list(fetched)
+        self.pending: list[tuple[int, Metrics]] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Keep the device scalars of one step."""
+        self.pending.append((step, metrics))
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Bring what is pending to the host.
+
+        Raises:
+          NonFiniteError: names every metric that is not finite, and the steps.
+        """
+        steps = [step for step, _ in self.pending]
+        values = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending = []
+        rows = [{name: float(value) for name, value in row.items()} for row in values]
+        bad: dict[str, list[int]] = {}
+        for step, row in zip(steps, rows, strict=True):
+            for name, value in row.items():
+                if not np.isfinite(value):
+                    bad.setdefault(name, []).append(step)
+        if bad:
+            told = "; ".join(
+                f"{name} at step {steps[0]}"
+                + (f" and {len(steps) - 1} more up to {steps[-1]}" if len(steps) > 1 else "")
+                for name, steps in sorted(bad.items(), key=lambda item: item[1][0])
+            )
+            raise NonFiniteError(f"not finite: {told}")
+        self.fetched += rows
+        return self.fetched
+
+    def mean(self) -> dict[str, float]:
+        """Mean of each metric over the window, to seven digits; empties the window."""
+        rows = self.fetch()
+        self.fetched = []
+        if not rows:
+            return {}
+        return {name: _digits(float(np.mean([row[name] for row in rows]))) for name in rows[0]}
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`, one dict a logged step; a last line cut off by a crash is left out."""
+    file = workdir / METRICS_FILE
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class RunLog:
+    """Writes the files and the terminal of one run; silent on every host but the first."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        show: Sequence[str] = ("loss",),
+    ):
+        """Open the log at `start_step`: what an earlier try wrote beyond it is taken back.
+
+        Args:
+          show: patterns of the metrics that the terminal shows (`probe/r2/*`).
+        """
+        self.show, self.total_steps = tuple(show), total_steps
+        self.first = jax.process_index() == 0
+        self.console = rich.console.Console(quiet=not self.first, highlight=False)
+        self.started, self.started_step = time.monotonic(), start_step
+        self.bar: rich.progress.Progress | None = None
+        if not self.first:
+            return
+        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+        file = workdir / METRICS_FILE
+        part = file.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(file)
+        self.file = file.open("a")
+        self.events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+        if sys.stdout.isatty():
+            self.bar = rich.progress.Progress(
+                rich.progress.TextColumn("step {task.completed}/{task.total}"),
+                rich.progress.BarColumn(),
+                rich.progress.TaskProgressColumn(),
+                rich.progress.TextColumn("{task.fields[metrics]}"),
+                rich.progress.TextColumn("ETA"),
+                rich.progress.TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(
+                "train", total=total_steps, completed=start_step, metrics=""
+            )
+            self.bar.start()
+
+    def say(self, text: str = "") -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def step(self, step: int) -> None:
+        """Move the progress bar."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log one step: a JSON line, events, and the shown metrics on the terminal."""
+        if not self.first:
+            return
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+        shown = "  ".join(
+            f"{name} {metrics[name]:.4g}"
+            for pattern in (*self.show, "examples_per_second")
+            for name in fnmatch.filter(metrics, pattern)
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=step, metrics=shown)
+        else:
+            rate = (time.monotonic() - self.started) / max(1, step - self.started_step)
+            self.say(
+                f"step {step}/{self.total_steps}  {shown}  "
+                f"ETA {duration(rate * (self.total_steps - step))}"
+            )
+
+    def close(self) -> None:
+        """Close files and the progress bar."""
+        if self.bar:
+            self.bar.stop()
+        if self.first:
+            self.file.close()
+            self.events.close()
+
+
+def duration(seconds: float) -> str:
+    """`83.2` -> `1m23s`."""
+    seconds = round(seconds)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+def size(count: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def parameter_table(params: PyTree) -> str:
+    """The parameters as a table: name, shape, size (clu)."""
+    return clu.parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def final_table(metrics: dict[str, float]) -> str:
+    """The last metrics, one a line, sorted."""
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"  {name:<{width}}  {metrics[name]:.5g}" for name in sorted(metrics))

@@ -1,0 +1,138 @@
+"""The machine: devices as a mesh, who holds which part of a batch and of the state.
+
+This is the only file that knows how many devices and hosts there are. Everything else is written
+for the global batch; XLA inserts the communication that these shardings imply. (This is the
+successor of `pmap`, which JAX keeps in maintenance only.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxequi.types import Batch, PyTree
+
+AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, str]]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Arrange all devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
+
+    The batch is split over both axes; parameters are split over `fsdp` where a rule says so.
+
+    Raises:
+      ValueError: the product is not the number of devices.
+    """
+    sizes, count = {"data": data, "fsdp": fsdp}, jax.device_count()
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = [size for size in sizes.values() if size != -1]
+    if len(free) > 1 or any(size < 1 for size in fixed) or count % int(np.prod(fixed or [1])):
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp} does not fit {count} device(s). Their product must be "
+            f"{count}; one of them may be -1 and takes what is left."
+        )
+    for name in free:
+        sizes[name] = count // int(np.prod(fixed))
+    if sizes["data"] * sizes["fsdp"] != count:
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp} uses {sizes['data'] * sizes['fsdp']} of {count} "
+            f"device(s). Set mesh.data=-1 to use all of them."
+        )
+    # Auto, not make_mesh's default Explicit: under explicit axes a product of two embeddings of a
+    # sharded batch is a type error, because the result would be sharded twice over one axis.
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over every device."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, what: str = "batch_size") -> None:
+    """Raise `ValueError` unless the batch divides over the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(
+            f"{what}={batch_size} does not divide over {mesh.size} devices "
+            f"(mesh {describe(mesh)}). Use a multiple of {mesh.size}; it is the global size."
+        )
+
+
+def shard_state(mesh: Mesh, shapes: PyTree, rules: Rules = ()) -> PyTree:
+    """Say where each leaf of a state lives.
+
+    Args:
+      shapes: a tree of things with a `shape`.
+      rules: (regex, "fsdp" | "replicate") pairs, matched against the leaf's path
+        (`params/backbone/conv1/kernel`); the first match wins, no match means replicate. "fsdp"
+        splits the largest axis that divides by the mesh's fsdp size.
+
+    Returns:
+      The tree of shardings. Momenta follow their parameters, since their paths end alike.
+    """
+    for pattern, rule in rules:
+        if rule not in ("fsdp", "replicate"):
+            raise ValueError(f"sharding rule {rule!r} of {pattern!r}: use 'fsdp' or 'replicate'")
+
+    def place(path, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rule = next((rule for pattern, rule in rules if re.search(pattern, name)), "replicate")
+        axes = [a for a, n in enumerate(leaf.shape) if n and n % mesh.shape["fsdp"] == 0]
+        if rule == "replicate" or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Positions of the global batch that this host's devices hold: i64[b], sorted, unique."""
+    places = over_batch(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in places.values() if index is not None]
+    return np.unique(np.concatenate(rows))
+
+
+def to_global(mesh: Mesh, batch: Batch, batch_size: int) -> PyTree:
+    """Make sharded `jax.Array`s of a host batch that holds the rows `local_rows(mesh, ...)`."""
+    sharding, rows = over_batch(mesh), local_rows(mesh, batch_size)
+
+    def put(local: np.ndarray) -> jax.Array:
+        local = np.asarray(local)
+        shape = (batch_size, *local.shape[1:])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(batch_size)[index[0]]
+            first = int(np.searchsorted(rows, wanted[0]))
+            return local[first : first + len(wanted)]  # a device's rows are contiguous
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(put, dict(batch))
+
+
+def describe(mesh: Mesh) -> str:
+    """`data 2 x fsdp 4 on 8 cpu device(s)`."""
+    device = mesh.devices.flat[0]
+    kind = device.device_kind if device.platform != "cpu" else "cpu"
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{axes} on {mesh.size} {kind} device(s)"
+
+
+def batch_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray], batch_size: int) -> PyTree:
+    """Shapes, dtypes and shardings of the global batch that `to_global` would make."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (batch_size, *np.shape(a)[1:]), np.asarray(a).dtype, sharding=over_batch(mesh)
+        ),
+        dict(batch),
+    )
