@@ -1,0 +1,83 @@
+"""Augmentation on the device: photometry of whole batches inside the train step.
+
+`make(["color_jitter(0.4, 0.4, 0.4, 0.1, p=0.8)|grayscale(0.2)|normalise('imagenet')"])` is a pure
+function `(key, batch) -> batch`, to be called inside `jit`: u8 views in, normalised f32 views out,
+and what was drawn in `aug`. Geometry is the host's business (`data/transforms.py`), save what the
+references do to normalised arrays.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxequi import pipes
+from jaxequi.augment.normalise import normalise
+from jaxequi.augment.op import Array, Op
+from jaxequi.types import Batch
+
+Augment = Callable[[Array, Batch], dict]
+
+OPS: dict[str, Callable[..., Op]] = {function.__name__: function for function in (normalise,)}
+
+
+def parse(pipe: str) -> list[Op]:
+    """Read a pipe of device ops; `normalise` must be in it, once.
+
+    Raises:
+      ValueError: an op that does not exist, or arguments that are no literals or not its own.
+    """
+    ops = pipes.parse(pipe, OPS, "device augmentation")
+    if [op.name for op in ops].count("normalise") != 1:
+        raise ValueError(f"the pipe {pipe!r} must hold `normalise` once, which makes views floats.")
+    return ops
+
+
+def _run(ops: Sequence[Op], key: Array, views: Array) -> tuple[Array, dict[str, Array]]:
+    """Augment views u8[N, H, W, 3]; return f32[N, H, W, 3] and what each op drew, f32[N, k]."""
+    planes = jnp.moveaxis(views, -1, 0).astype(jnp.float32)
+    seen: collections.Counter[str] = collections.Counter()
+    aug = {}
+    for place, op in enumerate(ops):
+        drawn = op.sample(jax.random.fold_in(key, place), len(views))
+        planes = op.apply(planes, drawn)
+        if op.draws:
+            seen[op.name] += 1
+            aug[op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"] = drawn
+    return jnp.moveaxis(planes, 0, -1), aug
+
+
+def make(pipes_of_views: Sequence[str]) -> Augment:
+    """Compose one pipe a view, or one for all views, into `augment(key, batch) -> batch`.
+
+    Of the batch, `views` u8[B, V, H, W, 3] become f32, normalised, and `aug` gains what each op
+    drew, f32[B, V, k] (zeros for a view whose pipe has no such op); all else is kept. Everything
+    is drawn in the global shape, so that it does not depend on the number of devices.
+
+    Raises:
+      ValueError: a pipe that cannot be read; while tracing, pipes that do not pair with views.
+    """
+    if not pipes_of_views:
+        raise ValueError("there must be a pipe for at least one view.")
+    chains = [parse(pipe) for pipe in pipes_of_views]
+
+    def augment(key: Array, batch: Batch) -> dict:
+        views = batch["views"]
+        count = views.shape[1]
+        if len(chains) not in (1, count):
+            raise ValueError(f"{count} views and {len(chains)} pipes do not pair up.")
+        results = [
+            _run(chains[view % len(chains)], jax.random.fold_in(key, view), views[:, view])
+            for view in range(count)
+        ]
+        aug = dict(batch.get("aug", {}))
+        for name in dict.fromkeys(name for _, drawn in results for name in drawn):
+            blank = jnp.zeros_like(next(d[name] for _, d in results if name in d))
+            aug[name] = jnp.stack([drawn.get(name, blank) for _, drawn in results], axis=1)
+        out = {**batch, "views": jnp.stack([view for view, _ in results], axis=1)}
+        return {**out, "aug": aug} if aug else out
+
+    return augment
