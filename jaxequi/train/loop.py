@@ -75,6 +75,7 @@ class Job:
     steps_per_epoch: int
     total_steps: int
     config: dict[str, Any]
+    class_names: Sequence[str] = ()
     evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     sharding_rules: meshes.Rules = ()
     seed: int = 0
@@ -185,7 +186,9 @@ def _train(
         else:
             state, rows = compiled.initialise(), []
             told.say(_table(state, compiled))
-            _save_arrays(workdir / EXAMPLES_FILE, {k: v[:16] for k, v in batch.items()})
+            _save_arrays(
+                workdir / EXAMPLES_FILE, _about(job) | {k: v[:16] for k, v in batch.items()}
+            )
         window, watch = log.Window(rows), Stopwatch(job.batch_size)
         metrics: dict[str, float] = {}
         ahead: list[PyTree] = []
@@ -403,8 +406,14 @@ def _evaluate(
             features = evaluation.features(encode, batches)
         metrics |= {f"{name}/{k}": v for k, v in evaluation.evaluate(features).items()}
         if keep_in:
-            _save_arrays(keep_in / f"features_{name}.npz", features)
+            _save_arrays(keep_in / f"features_{name}.npz", _about(job) | features)
     return metrics
+
+
+def _about(job: Job) -> dict[str, np.ndarray]:
+    """What a reader of saved arrays needs to know: class names, widths of the features' parts."""
+    parts = {f"parts/{name}": np.asarray(widths) for name, widths in job.method.parts.items()}
+    return {"class_names": np.asarray(job.class_names), **parts}
 
 
 def _save_arrays(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -7,6 +7,8 @@ successor of `pmap`, which JAX keeps in maintenance only.)
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -136,3 +138,24 @@ def batch_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray], batch_size: int) -
         ),
         dict(batch),
     )
+
+
+def start_distributed() -> None:
+    """Join the other processes of a cluster, where there is one; alone, do nothing.
+
+    Clusters that JAX detects by itself: Cloud TPU, Slurm, Open MPI, Kubernetes. By hand: set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        jax.distributed.initialize(
+            env["JAX_COORDINATOR_ADDRESS"],
+            int(env["JAX_NUM_PROCESSES"]),
+            int(env["JAX_PROCESS_ID"]),
+        )
+        return
+    several = any(int(env.get(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    # On a TPU VM libtpu is installed; initialising is right for one host and for a pod.
+    tpu = importlib.util.find_spec("libtpu") and "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
+    if several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
+        jax.distributed.initialize()

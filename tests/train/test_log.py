@@ -1,0 +1,61 @@
+"""Windows of metrics, the metrics file, and its repair after a crash."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from jaxequi.train import log
+
+
+def test_window_means_and_empties():
+    window = log.Window([{"loss": 1.0}])
+    window.add(2, {"loss": jnp.float32(2.0)})
+    window.add(3, {"loss": jnp.float32(6.0)})
+    assert window.mean() == {"loss": 3.0}
+    assert window.mean() == {}
+
+
+def test_non_finite_names_metric_and_steps():
+    window = log.Window()
+    for step, value in enumerate([1.0, jnp.inf, 2.0, jnp.nan], start=7):
+        window.add(step, {"loss": jnp.float32(1.0), "std": value})
+    with pytest.raises(log.NonFiniteError, match="std at step 8 and 1 more up to 10"):
+        window.mean()
+
+
+def test_metrics_beyond_the_start_are_taken_back(tmp_path):
+    file = tmp_path / log.METRICS_FILE
+    lines = [json.dumps({"step": s, "loss": float(s)}) for s in (10, 20, 30)]
+    file.write_text("\n".join(lines) + '\n{"step": 40, "lo')
+    told = log.RunLog(tmp_path, start_step=20, total_steps=40)
+    told.write(30, {"loss": 3.5})
+    told.close()
+    assert log.read_metrics(tmp_path) == [
+        {"step": 10, "loss": 10.0},
+        {"step": 20, "loss": 20.0},
+        {"step": 30, "loss": 3.5},
+    ]
+
+
+def test_events_can_be_read_by_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    told = log.RunLog(tmp_path, start_step=0, total_steps=2)
+    told.write(1, {"loss": 0.5, "probe/r2/representation": 0.25})
+    told.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    [event] = events.Scalars("probe/r2/representation")
+    assert (event.step, event.value) == (1, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.2, "3s"), (83, "1m23s"), (3599.8, "1h00m"), (7260, "2h01m")]
+)
+def test_duration(seconds, text):
+    assert log.duration(seconds) == text
+
+
+def test_size():
+    assert log.size(100) == "100 B"
+    assert log.size(1536) == "1.5 KiB"
+    assert log.size(3 * 1024**4) == "3072.0 GiB"
