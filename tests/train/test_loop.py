@@ -24,7 +24,7 @@ STEPS = 8
 
 
 def method(blow_up_at: int = -1) -> Method:
-    """Fit `views @ w` to the label, with noise from the step's key and a running mean in `extra`."""
+    """Fit `views @ w` to the label, with noise of the step's key and a running mean."""
 
     def init(key, batch):
         width = batch["views"].shape[-1]

@@ -1,0 +1,90 @@
+"""Imports go down, never up; heavy packages are imported in one place each."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "jaxequi"
+FLOORS = [
+    {"types", "names", "pipes"},
+    {"groups"},
+    {"nn"},
+    {"models"},
+    {"objectives"},
+    {"methods"},
+    {"train"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+BESIDE = {  # rooms beside the house, and what they may import apart from floors 0 and 1
+    "augment": set(),
+    "data": set(),
+    "evals": {"data", "objectives"},
+    "probes": {"nn"},
+}
+DOORS = {
+    "tensorflow": (),
+    "tensorflow_datasets": ("data/sources/tfds.py", "prepare/tfds.py"),
+    "torch": ("interop/files.py",),
+    "bpy": ("prepare/render_3diebench.py",),
+    "e3nn_jax": ("nn/heads.py",),
+    "clu": ("train/log.py",),
+    "grain": ("data/loader.py",),
+    "orbax": ("train/checkpoint.py",),
+    "tensorboardX": ("train/log.py",),
+}
+
+
+def imports(file: pathlib.Path) -> set[str]:
+    """Dotted names that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(file: pathlib.Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_down(file):
+    here = room(file)
+    for name in imports(file):
+        package, _, rest = name.partition(".")
+        there = rest.partition(".")[0]
+        if package != "jaxequi" or there in ("", here):
+            continue
+        if here in BESIDE:
+            allowed = BESIDE[here] | FLOORS[0] | FLOORS[1]
+            assert there in allowed, f"{file} imports {name}"
+        elif here in FLOOR:
+            assert FLOOR.get(there, 99) <= FLOOR[here], f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_heavy_packages_have_one_door(file):
+    here = str(file.relative_to(ROOT))
+    for name in imports(file):
+        package = name.partition(".")[0]
+        if package in DOORS:
+            assert here in DOORS[package], f"{here} imports {name}; its door is {DOORS[package]}"
+
+
+def test_the_program_needs_no_optional_package():
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'torch', 'bpy', 'libtpu', 'e3nn_jax', 'tensorflow_datasets'):\n"
+        "    sys.modules[name] = None\n"
+        "import jaxequi.main\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
