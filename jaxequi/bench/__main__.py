@@ -9,16 +9,12 @@ python -m jaxequi.bench SUITE
 from __future__ import annotations
 
 import json
-import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from jaxequi import experiment, names
-from jaxequi.bench import step
-from jaxequi.main import parse, refuse
+from jaxequi import cli, experiment, names
+from jaxequi.bench import _step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as for jaxequi.main.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.", lower_bound=1)
 
 
@@ -27,16 +23,15 @@ def main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             suites = {name: names.find("bench", name, "run") for name in argv[1:]}
-            print(json.dumps({name: run() for name, run in suites.items()}, indent=2))
-            return 0
-        if _CONFIG.value is None:
-            return refuse("give --config=configs/FILE.py[:words] or the name of a suite")
-        overridden = config_flags.get_override_values(flags.FLAGS["config"])
-        print(json.dumps(step.measure(experiment.build(_CONFIG.value, overridden), _STEPS.value)))
-        return 0
+            measured = {name: run() for name, run in suites.items()}
+        else:
+            config, overridden, _ = cli.config()
+            measured = _step.measure(experiment.build(config, overridden), _STEPS.value)
     except ValueError as error:
-        return refuse(str(error))
+        return cli.refuse(str(error))
+    print(json.dumps(measured, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=cli.parse)

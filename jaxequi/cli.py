@@ -1,0 +1,69 @@
+"""What the programs share on the command line: the config flag, clean refusals, the cache."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Iterable
+
+import jax
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with words after a colon.", lock_config=True
+)
+
+
+def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
+    """The config of the command line, the fields set there, and `FILE.py:words` as given.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if _CONFIG.value is None:
+        raise ValueError("give --config=configs/FILE.py[:variant,word...]; --help says more")
+    flag = flags.FLAGS["config"]
+    given = config_flags.get_config_filename(flag)
+    return _CONFIG.value, config_flags.get_override_values(flag), given
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the environment already says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxequi" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def refuse(reason: str) -> int:
+    """Say in one breath what is wrong with the input."""
+    print(f"jaxequi: {reason}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; whatever is wrong with them or with the config file is bad input."""
+    try:
+        rest = flags.FLAGS(argv)
+        file = config_flags.get_config_filename(flags.FLAGS["config"]) or ""
+        if file and not os.path.exists(file.partition(":")[0]):
+            raise ValueError(f"there is no config file {file.partition(':')[0]!r}")
+        return rest
+    except (flags.Error, ValueError) as error:
+        # A config file runs while the flags are parsed, and absl puts a whole traceback into the
+        # message; what the file itself said is the last line.
+        text = str(error)
+        if "Traceback" in text:
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        sys.exit(refuse(text))
+    except (AttributeError, KeyError) as error:  # ml_collections: no such field
+        inner: BaseException = error
+        while inner.args and isinstance(inner.args[0], BaseException):
+            inner = inner.args[0]
+        field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
+        sys.exit(refuse(f"unknown config field {field}. {hint}"))
