@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterable
 
 import jax
@@ -12,6 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+PACKAGE = pathlib.Path(__file__).parent
 BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,6 +34,16 @@ def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
     return _CONFIG.value, config_flags.get_override_values(flag), given
 
 
+def is_refusal(error: ValueError) -> bool:
+    """Whether an error says what is wrong with the input, not with the program.
+
+    Our own code raises `ValueError` for bad input alone; one from deeper down is a fault of ours,
+    whose traceback should be seen.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(PACKAGE)
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the environment already says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -40,10 +52,10 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def refuse(reason: str) -> int:
-    """Say in one breath what is wrong with the input."""
+def refuse(reason: str, code: int = BAD_INPUT) -> int:
+    """Say in one breath what is wrong, by default with the input; return the exit code."""
     print(f"jaxequi: {reason}", file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def parse(argv: list[str]) -> list[str]:

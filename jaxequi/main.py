@@ -9,7 +9,8 @@ the published experiment). Any field can be set: --config.batch_size=128 --confi
 Where things live: configs/ the experiments; jaxequi/methods/ what is learned, jaxequi/objectives/
 the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; the map is in README.md.
 
-Exit codes: 0 finished, 2 bad input (nothing was done), 85 interrupted and saved.
+Exit codes: 0 finished, 1 failed (a metric was not finite), 2 bad input (nothing was done),
+85 interrupted and saved.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import jax
 from absl import app, flags, logging
 
 from jaxequi import cli, experiment
-from jaxequi.train import loop, mesh
+from jaxequi.train import log, loop, mesh
+
+FAILED = 1
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a new one in runs/.")
 
@@ -50,7 +53,14 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         return cli.refuse(str(error))
     cli.use_compilation_cache()
-    code = loop.run(job, workdir)
+    try:
+        code = loop.run(job, workdir)
+    except ValueError as error:
+        if cli.is_refusal(error):
+            return cli.refuse(str(error))
+        raise
+    except log.NonFiniteError as error:
+        return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
         from jaxequi import report  # brings matplotlib, which the first step need not wait for
 
