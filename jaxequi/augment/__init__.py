@@ -15,13 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi import pipes
-from jaxequi.augment.normalise import normalise
-from jaxequi.augment.op import Array, Op
+from jaxequi.augment.blur import gaussian_blur, gaussian_blur_3x3
+from jaxequi.augment.colour import color_jitter, grayscale, solarize
+from jaxequi.augment.op import Array, Op, each
+from jaxequi.augment.statistics import normalise
 from jaxequi.types import Batch
 
 Augment = Callable[[Array, Batch], dict]
 
-OPS: dict[str, Callable[..., Op]] = {function.__name__: function for function in (normalise,)}
+OPS: dict[str, Callable[..., Op]] = {
+    function.__name__: function
+    for function in (color_jitter, grayscale, solarize, gaussian_blur, gaussian_blur_3x3, normalise)
+}
 
 
 def parse(pipe: str) -> list[Op]:
@@ -38,16 +43,21 @@ def parse(pipe: str) -> list[Op]:
 
 def _run(ops: Sequence[Op], key: Array, views: Array) -> tuple[Array, dict[str, Array]]:
     """Augment views u8[N, H, W, 3]; return f32[N, H, W, 3] and what each op drew, f32[N, k]."""
-    planes = jnp.moveaxis(views, -1, 0).astype(jnp.float32)
+    drawn = [op.sample(jax.random.fold_in(key, place), len(views)) for place, op in enumerate(ops)]
+
+    def one(view: Array, *numbers: Array) -> Array:
+        planes = jnp.moveaxis(view, -1, 0).astype(jnp.float32)
+        for op, mine in zip(ops, numbers):
+            planes = op.apply(planes, mine)
+        return jnp.moveaxis(planes, 0, -1)
+
     seen: collections.Counter[str] = collections.Counter()
     aug = {}
-    for place, op in enumerate(ops):
-        drawn = op.sample(jax.random.fold_in(key, place), len(views))
-        planes = op.apply(planes, drawn)
+    for op, numbers in zip(ops, drawn):
+        seen[op.name] += 1
         if op.draws:
-            seen[op.name] += 1
-            aug[op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"] = drawn
-    return jnp.moveaxis(planes, 0, -1), aug
+            aug[op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"] = numbers
+    return each(one, views, *drawn), aug
 
 
 def make(pipes_of_views: Sequence[str]) -> Augment:
@@ -69,15 +79,19 @@ def make(pipes_of_views: Sequence[str]) -> Augment:
         count = views.shape[1]
         if len(chains) not in (1, count):
             raise ValueError(f"{count} views and {len(chains)} pipes do not pair up.")
-        results = [
-            _run(chains[view % len(chains)], jax.random.fold_in(key, view), views[:, view])
-            for view in range(count)
-        ]
-        aug = dict(batch.get("aug", {}))
-        for name in dict.fromkeys(name for _, drawn in results for name in drawn):
-            blank = jnp.zeros_like(next(d[name] for _, d in results if name in d))
-            aug[name] = jnp.stack([drawn.get(name, blank) for _, drawn in results], axis=1)
-        out = {**batch, "views": jnp.stack([view for view, _ in results], axis=1)}
-        return {**out, "aug": aug} if aug else out
+        if len(chains) == 1:
+            flat, drawn = _run(chains[0], key, views.reshape(-1, *views.shape[2:]))
+            views = flat.reshape(views.shape)
+            new = {name: x.reshape(-1, count, x.shape[-1]) for name, x in drawn.items()}
+        else:
+            keys = jax.random.split(key, count)
+            each = [_run(ops, keys[i], views[:, i]) for i, ops in enumerate(chains)]
+            views = jnp.stack([view for view, _ in each], axis=1)
+            new = {}
+            for name in dict.fromkeys(name for _, drawn in each for name in drawn):
+                blank = jnp.zeros_like(next(drawn[name] for _, drawn in each if name in drawn))
+                new[name] = jnp.stack([drawn.get(name, blank) for _, drawn in each], axis=1)
+        aug = {**batch.get("aug", {}), **new}
+        return {**batch, "views": views, **({"aug": aug} if aug else {})}
 
     return augment

@@ -1,7 +1,8 @@
 """What an augmentation on the device is: a sampler of parameters beside the pixel arithmetic.
 
-Pictures are *planes* f32[3, N, H, W] in 8-bit levels, 0 to 255, until `normalise`: with the
-colours in front, arithmetic runs over whole rows of memory.
+A picture on its way is `planes` f32[3, H, W] in 8-bit levels, 0 to 255, until `normalise`: with
+the colours in front, arithmetic runs over whole rows of memory. Ops are written for one picture
+and branch freely (`lax.cond`); `each` runs them over a batch as suits the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Op(NamedTuple):
       name: what the op is called in a pipe, and its key in `aug`.
       draws: numbers drawn for each picture, k.
       sample: `(key, n) -> f32[n, k]`.
-      apply: `(planes f32[3, n, H, W], drawn f32[n, k]) -> planes`.
+      apply: `(planes f32[3, H, W], drawn f32[k]) -> planes`.
     """
 
     name: str
@@ -33,26 +34,41 @@ class Op(NamedTuple):
 
 def fixed(name: str, function: Callable[[Array], Array]) -> Op:
     """Make an op that draws nothing."""
-    return Op(
-        name,
-        0,
-        lambda key, n: jnp.zeros((n, 0), jnp.float32),
-        lambda planes, drawn: function(planes),
+    return Op(name, 0, lambda key, n: jnp.zeros((n, 0)), lambda planes, drawn: function(planes))
+
+
+def sometimes(name: str, p: float, function: Callable[[Array], Array]) -> Op:
+    """Make an op that is applied with probability `p`; draws (applied,)."""
+    check_probability(p)
+
+    def sample(key: Array, n: int) -> Array:
+        return jax.random.bernoulli(key, p, (n, 1)).astype(jnp.float32)
+
+    def apply(planes: Array, drawn: Array) -> Array:
+        return jax.lax.cond(drawn[0] > 0, function, lambda same: same, planes)
+
+    return Op(name, 1, sample, apply)
+
+
+def each(function: Callable[..., Array], *batched: Array) -> Array:
+    """Map a function of one picture over the first axis.
+
+    On a CPU picture by picture, so that branches not taken cost nothing and a picture stays in
+    the cache; elsewhere all at once, where a branch becomes a choice between both results.
+    """
+    return jax.lax.platform_dependent(
+        *batched,
+        cpu=lambda *x: jax.lax.map(lambda one: function(*one), x),
+        default=lambda *x: jax.vmap(function)(*x),
     )
 
 
-def check_probability(p: float) -> float:
+def check_probability(p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"p is a probability, 0 to 1, not {p}")
-    return p
 
 
 def check_range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
-    if len(pair) != 2 or not pair[0] <= pair[1]:
-        raise ValueError(f"{name} must be (low, high), not {pair}")
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+        raise ValueError(f"{name} must be 0 <= low <= high, not {pair}")
     return pair[0], pair[1]
-
-
-def where(applied: Array, changed: Array, planes: Array) -> Array:
-    """Choose for each picture: `changed` where `applied` f32[n] is 1, else `planes`."""
-    return jnp.where(applied[None, :, None, None] > 0, changed, planes)

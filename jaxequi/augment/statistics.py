@@ -31,13 +31,15 @@ def normalise(mean: str | Sequence[float], std: Sequence[float] | None = None) -
       std: three numbers above 0.
     """
     if isinstance(mean, str):
-        if mean not in STATISTICS or std is not None:
+        if mean not in STATISTICS:
             raise names.unknown("statistics", mean, STATISTICS)
+        if std is not None:
+            raise ValueError(f"the statistics {mean!r} bring their deviations; give no std")
         mean, std = STATISTICS[mean]
     if std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"normalise takes three means and three deviations, not {mean}, {std}")
-    centre = jnp.asarray(mean, jnp.float32)[:, None, None, None]
-    scale = jnp.asarray(std, jnp.float32)[:, None, None, None]
+    centre = jnp.asarray(mean, jnp.float32)[:, None, None]
+    scale = jnp.asarray(std, jnp.float32)[:, None, None]
 
     def apply(planes: Array) -> Array:
         return (planes / 255 - centre) / scale
