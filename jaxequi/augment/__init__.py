@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxequi import pipes
 from jaxequi.augment.blur import gaussian_blur, gaussian_blur_3x3
 from jaxequi.augment.colour import color_jitter, grayscale, solarize
+from jaxequi.augment.geometry import circle_crop, random_erasing, rotate_batch, shift
+from jaxequi.augment.mixing import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
 from jaxequi.types import Batch
@@ -25,8 +27,20 @@ Augment = Callable[[Array, Batch], dict]
 
 OPS: dict[str, Callable[..., Op]] = {
     function.__name__: function
-    for function in (color_jitter, grayscale, solarize, gaussian_blur, gaussian_blur_3x3, normalise)
+    for function in (
+        color_jitter,
+        grayscale,
+        solarize,
+        gaussian_blur,
+        gaussian_blur_3x3,
+        normalise,
+        rotate_batch,
+        circle_crop,
+        shift,
+        random_erasing,
+    )
 }
+MIXING: dict[str, Callable[..., Mixing]] = {"mixing": mixing}
 
 
 def parse(pipe: str) -> list[Op]:
@@ -60,12 +74,15 @@ def _run(ops: Sequence[Op], key: Array, views: Array) -> tuple[Array, dict[str, 
     return each(one, views, *drawn), aug
 
 
-def make(pipes_of_views: Sequence[str]) -> Augment:
+def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
     """Compose one pipe a view, or one for all views, into `augment(key, batch) -> batch`.
 
     Of the batch, `views` u8[B, V, H, W, 3] become f32, normalised, and `aug` gains what each op
     drew, f32[B, V, k] (zeros for a view whose pipe has no such op); all else is kept. Everything
     is drawn in the global shape, so that it does not depend on the number of devices.
+
+    `mix`, such as `"mixing(1000, mixup=0.8, cutmix=1.0, smoothing=0.1)"`, mixes the examples at
+    the end, and gives the batch `target` f32[B, C] and `aug["mixing"]`, the share f32[B, V, 1].
 
     Raises:
       ValueError: a pipe that cannot be read; while tracing, pipes that do not pair with views.
@@ -73,8 +90,12 @@ def make(pipes_of_views: Sequence[str]) -> Augment:
     if not pipes_of_views:
         raise ValueError("there must be a pipe for at least one view.")
     chains = [parse(pipe) for pipe in pipes_of_views]
+    mixings = pipes.parse(mix, MIXING, "mixing")
+    if len(mixings) > 1:
+        raise ValueError(f"a batch is mixed once, not by {mix!r}.")
 
     def augment(key: Array, batch: Batch) -> dict:
+        key, mix_key = jax.random.split(key)
         views = batch["views"]
         count = views.shape[1]
         if len(chains) not in (1, count):
@@ -91,7 +112,11 @@ def make(pipes_of_views: Sequence[str]) -> Augment:
             for name in dict.fromkeys(name for _, drawn in each for name in drawn):
                 blank = jnp.zeros_like(next(drawn[name] for _, drawn in each if name in drawn))
                 new[name] = jnp.stack([drawn.get(name, blank) for _, drawn in each], axis=1)
+        out = {**batch, "views": views}
+        for mixed in mixings:
+            out["views"], out["target"], share = mixed(mix_key, views, batch["label"])
+            new["mixing"] = jnp.broadcast_to(share, (*views.shape[:2], 1))
         aug = {**batch.get("aug", {}), **new}
-        return {**batch, "views": views, **({"aug": aug} if aug else {})}
+        return {**out, "aug": aug} if aug else out
 
     return augment

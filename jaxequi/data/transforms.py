@@ -9,7 +9,6 @@ for each view into the transform that the loader calls on every record.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +18,10 @@ from PIL import Image
 
 from jaxequi import pipes
 from jaxequi.data import decoding
+from jaxequi.data.op import Drawn, Op
+from jaxequi.data.randaugment import rand_augment_eqinv, rand_augment_mae
 from jaxequi.types import Record
 
-Drawn = Sequence[float] | None
 Transform = Callable[[Record, np.random.Generator], Record]
 
 FILTERS = {
@@ -30,21 +30,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One step of a pipe.
-
-    Attributes:
-      name: what the op is called in a pipe, and its key in `aug`.
-      apply: `(image u8[H, W, 3], rng) -> (image, drawn)`; `drawn` has `draws` numbers.
-      draws: how many numbers the op draws; 0 means that it never asks the generator.
-    """
-
-    name: str
-    apply: Callable[[Any, np.random.Generator], tuple[Any, Drawn]]
-    draws: int = 0
 
 
 def _fixed(name: str, function: Callable[[Any], Any]) -> Op:
@@ -132,15 +117,16 @@ def crop_box(
     width: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    attempts: int,
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
     """Draw (top, left, height, width) by the rule of torchvision's `RandomResizedCrop`.
 
     Area uniform in `scale` of the picture's, logarithm of width over height uniform in `ratio`;
-    after ten draws that do not fit, the largest middle box whose shape is allowed.
+    after so many attempts that do not fit, the largest middle box whose shape is allowed.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
+    for _ in range(attempts):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -154,31 +140,111 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def clipped_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) as MAE's linear probe: one draw, sides cut to the picture."""
+    area = height * width * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w = max(1, min(round(math.sqrt(area * aspect)), width))
+    h = max(1, min(round(math.sqrt(area / aspect)), height))
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
 def random_resized_crop(
     size: int | Sequence[int],
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     filter: str = "bilinear",
+    attempts: int = 10,
 ) -> Op:
-    """Cut a random box and resize it; draws (top, left, height, width) as parts of the picture."""
+    """Cut a random box and resize it; draws (top, left, height, width) as parts of the picture.
+
+    With `attempts=0` the box is drawn once and cut to the picture (`clipped_box`).
+    """
     pair, how = _size(size), _filter(filter)
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"scale must be 0 < low <= high <= 1, not {tuple(scale)}.")
-    if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"ratio must be 0 < low <= high, not {tuple(ratio)}.")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be 0 < low <= high <= 1, not {scale}.")
+    if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio must be 0 < low <= high, not {ratio}.")
+    scale, ratio = (scale[0], scale[1]), (ratio[0], ratio[1])
 
     def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
         height, width = image.shape[:2]
-        top, left, h, w = crop_box(height, width, (scale[0], scale[1]), (ratio[0], ratio[1]), rng)
+        if attempts:
+            top, left, h, w = crop_box(height, width, scale, ratio, attempts, rng)
+        else:
+            top, left, h, w = clipped_box(height, width, scale, ratio, rng)
         cut = image[top : top + h, left : left + w]
         return resized(cut, pair, how), (top / height, left / width, h / height, w / width)
 
     return Op("random_resized_crop", apply, draws=4)
 
 
+def pad_crop(padding: int = 4) -> Op:
+    """Pad with black and cut the old size out at random; draws (down, right) in pixels."""
+    if padding < 1:
+        raise ValueError(f"padding is 1 or more pixels, not {padding}.")
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+        height, width = image.shape[:2]
+        down, right = (int(x) for x in rng.integers(2 * padding + 1, size=2))
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        return padded[down : down + height, right : right + width], (down, right)
+
+    return Op("pad_crop", apply, draws=2)
+
+
+def rotate90() -> Op:
+    """Turn a square picture by 0 to 3 quarters counter-clockwise; draws (quarters,)."""
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+        quarters = int(rng.integers(4))
+        if image.shape[0] != image.shape[1]:
+            raise ValueError(f"rotate90 is for square pictures, not {image.shape[:2]}.")
+        return np.rot90(image, quarters), (quarters,)
+
+    return Op("rotate90", apply, draws=1)
+
+
+def rotated(
+    image: np.ndarray, degrees: float, how: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """Turn a picture counter-clockwise about its middle, same size, black outside (Pillow)."""
+    return np.asarray(Image.fromarray(image).rotate(degrees, how))
+
+
+def rotate(degrees: Sequence[float] = (-180.0, 180.0), filter: str = "bilinear") -> Op:
+    """Turn a picture by a uniform angle, black outside; draws (degrees,)."""
+    how = _filter(filter)
+    if len(degrees) != 2 or degrees[0] > degrees[1]:
+        raise ValueError(f"degrees must be (low, high), not {degrees}.")
+
+    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+        angle = float(rng.uniform(degrees[0], degrees[1]))
+        return rotated(image, angle, how), (angle,)
+
+    return Op("rotate", apply, draws=1)
+
+
 OPS: dict[str, Callable[..., Op]] = {
     function.__name__: function
-    for function in (decode, resize, center_crop, flip, random_resized_crop)
+    for function in (
+        decode,
+        resize,
+        center_crop,
+        flip,
+        random_resized_crop,
+        pad_crop,
+        rotate90,
+        rotate,
+        rand_augment_mae,
+        rand_augment_eqinv,
+    )
 }
 
 
