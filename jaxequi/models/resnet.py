@@ -283,7 +283,7 @@ NETWORKS: dict[str, Callable[..., ResNet | SplitPathways]] = {
 
 
 def make(
-    name: str,
+    architecture: str = "resnet18",
     *,
     width: int = 64,
     stem: str = "imagenet",
@@ -292,7 +292,7 @@ def make(
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
 ) -> ResNet | SplitPathways:
-    """Build the network that the reference calls `name`; arguments as of `ResNet`.
+    """Build the network that the reference calls `architecture`; arguments as of `ResNet`.
 
     Returns:
       A module with `__call__(x f32[N, H, W, 3], train: bool) -> f32[N, R]` and R as `features`.
@@ -301,13 +301,13 @@ def make(
       ValueError: an unknown name or stem, a dtype other than float32 and bfloat16, or a width that
         leaves a grouped convolution without channels.
     """
-    if name not in NETWORKS:
-        raise unknown("backbone", name, NETWORKS)
+    if architecture not in NETWORKS:
+        raise unknown("architecture", architecture, NETWORKS)
     if stem not in _STEMS:
         raise unknown("stem", stem, _STEMS)
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype {dtype!r}: networks compute in float32 or bfloat16.")
-    return NETWORKS[name](
+    return NETWORKS[architecture](
         width=width,
         stem=stem,
         zero_init_residual=zero_init_residual,
