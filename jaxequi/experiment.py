@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
@@ -40,12 +41,12 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     batch_size = config.batch_size
     meshes.check_batch_size(mesh, batch_size)
 
-    train = _source(config.train)
+    train = make_source(config.train)
     steps_per_epoch = order.steps_per_epoch(batch_size, len(train))
     total_steps = _total_steps(config, steps_per_epoch, overridden)
     evaluations = {}
     if config.eval_every_steps:
-        evaluations["val"] = _evaluation(config, mesh, _source(config.val))
+        evaluations["val"] = _evaluation(config, mesh, make_source(config.val))
     _check_positive(config, "log_every_steps", "save_every_steps")
 
     saved = config.to_dict()
@@ -56,7 +57,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         augment=augment.make(config.augment),
         mesh=mesh,
         batches=functools.partial(
-            _batches,
+            make_batches,
             source=train,
             part=config.train,
             rows=functools.partial(order.epochs, config.seed, batch_size=batch_size, n=len(train)),
@@ -86,13 +87,21 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     )
 
 
-def make_method(config: ml_collections.ConfigDict, num_classes: int) -> Method:
-    """Make the config's method over its backbone, with the online evaluator if it asks for it."""
+def _dtype(config: ml_collections.ConfigDict) -> Any:
     if config.dtype not in DTYPES:
         raise names.unknown("dtype", config.dtype, DTYPES)
-    common = {"dtype": DTYPES[config.dtype]}
-    backbone = _made("models", config.backbone, remat=config.remat, **common)
-    method = _made("methods", config.method, backbone=backbone, **common)
+    return DTYPES[config.dtype]
+
+
+def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
+    """Make the config's backbone: (images f32[B, H, W, 3], train) -> f32[B, R]."""
+    return _made("models", config.backbone, remat=config.remat, dtype=_dtype(config))
+
+
+def make_method(config: ml_collections.ConfigDict, num_classes: int) -> Method:
+    """Make the config's method over its backbone, with the online evaluator if it asks for it."""
+    common = {"dtype": _dtype(config)}
+    method = _made("methods", config.method, backbone=make_backbone(config), **common)
     return with_probe(method, num_classes=num_classes, **common) if config.probe else method
 
 
@@ -106,11 +115,13 @@ def _made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:
         raise ValueError(f"{folder} {field['name']!r}: {error}") from error
 
 
-def _source(part: Mapping[str, Any]) -> Source:
+def make_source(part: Mapping[str, Any]) -> Source:
+    """Make the source of `config.train` or `config.val`."""
     return _made("data.sources", part["source"])
 
 
-def _batches(start: int, stop: int, *, source, part, rows, positions, seed, options):
+def make_batches(start: int, stop: int, *, source, part, rows, positions, seed, options):
+    """Open the batches of steps start .. stop - 1; `part` is `config.train` or `config.val`."""
     return loader.batches(
         source,
         transforms.make(part["views"]),
@@ -132,7 +143,7 @@ def _evaluation(config: ml_collections.ConfigDict, mesh, source: Source) -> Eval
     evaluate = names.find("evals", name, "evaluate")
     return Evaluation(
         batches=functools.partial(
-            _batches,
+            make_batches,
             0,
             order.once_steps(size, len(source)),
             source=source,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -139,3 +141,47 @@ class Checkpoints:
         """Wait, then let go of the directory."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def read_network(
+    directory: str | pathlib.Path | epath.Path, step: int | None = None
+) -> tuple[int, dict[str, Any], PyTree, PyTree]:
+    """Read of a checkpoint what makes its network, whatever wrote it and on whatever mesh.
+
+    Args:
+      directory: that of `Checkpoints`.
+      step: which one; the newest by default.
+
+    Returns:
+      The step, the config, and `params` and `extra` as numpy arrays.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it is damaged.
+    """
+    directory = epath.Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"there is no folder {directory}; give the folder of a run")
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    with contextlib.closing(ocp.CheckpointManager(directory, item_handlers=handlers)) as manager:
+        steps = manager.all_steps()
+        chosen = manager.latest_step() if step is None else step
+        if chosen not in steps:
+            raise ValueError(f"no checkpoint of step {step} in {directory}; there is {steps}")
+        try:
+            saved = manager.item_metadata(chosen)["state"].tree
+            wanted = {name: saved[name] for name in ("params", "extra")}
+            arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            restored = manager.restore(
+                chosen,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(wanted, restore_args=arrays, partial_restore=True),
+                    config=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # tensorstore, json and orbax each raise their own kinds
+            raise ValueError(
+                f"checkpoint {directory / str(chosen)} cannot be read: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}\nIt is damaged; give another step."
+            ) from error
+    state = restored["state"]
+    return chosen, restored["config"], state["params"], state["extra"]
