@@ -1,0 +1,112 @@
+"""Prepared TFDS data sets, without TensorFlow.
+
+ArrayRecord and parquet directories go through TFDS's own data source, with the picture left
+encoded for our decoder; a directory of TFRecords goes through `tfrecord.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxequi.data.errors import DataError
+from jaxequi.data.sources import tfrecord
+from jaxequi.types import Record, Source
+
+INFO = "dataset_info.json"
+
+
+class TFDS:
+    """Examples of one split of a prepared TFDS data set."""
+
+    num_views = 1
+
+    def __init__(self, builder: Any, split: str, image: str, label: str):
+        from tensorflow_datasets import decode
+
+        try:
+            self._data = builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"{builder.name} has no split {split!r}; there is {', '.join(builder.info.splits)}."
+            ) from error
+        self._image, self._label = image, label
+        self._name = f"{builder.name}[{split}] in {builder.data_dir}"
+        self.class_names = tuple(builder.info.features[label].names)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __str__(self) -> str:
+        return self._name
+
+    def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
+        """Read examples: the encoded picture, once for each asked-for view, and its label."""
+        found = self._data.__getitems__([int(row) for row in rows])
+        return [
+            {"image": [one[self._image]] * views.shape[1], "label": int(one[self._label])}
+            for one in found
+        ]
+
+
+def locate(name: str, data_dir: str = "") -> epath.Path:
+    """Return the directory of a prepared data set, the newest version of it.
+
+    Raises:
+      DataError: there is none; the message is the command that prepares it.
+    """
+    base = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    base = base.expanduser()
+    for root in (epath.Path(name).expanduser(), base / name):
+        if (root / INFO).exists():
+            return root
+        found = [info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/{INFO}")]
+        if found:
+            return max(found, key=lambda place: [int(x) for x in place.name.split(".")])
+    raise DataError(
+        f"the data set {name!r} is not in {base}. Prepare it with\n"
+        f"  python -m jaxequi.prepare.tfds {name} --data-dir {base}\n"
+        "or name another place with data_dir or TFDS_DATA_DIR."
+    )
+
+
+def make(
+    name: str, split: str = "train", data_dir: str = "", image: str = "image", label: str = "label"
+) -> Source:
+    """Open a split of a prepared TFDS data set.
+
+    Args:
+      name: of the data set (`cifar10`), or its directory.
+      split: in the words of TFDS: `train`, `train[:10%]`, `train+validation`.
+      data_dir: where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets by default.
+      image: name of the feature that is the picture.
+      label: name of the feature that is the class.
+
+    Raises:
+      ValueError: tensorflow-datasets is not installed, the data set is not there (the message is
+        the command that prepares it), or it has no such split.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            "the source tfds needs the package tensorflow-datasets: pip install 'jaxequi[tfds]'."
+        ) from error
+    place = locate(name, data_dir)
+    try:
+        builder = tfds.builder_from_directory(place)
+    except Exception as error:  # whatever a damaged directory makes TFDS raise
+        raise DataError(f"{place} is no prepared TFDS data set: {error}") from error
+    if builder.info.file_format.value != "tfrecord":
+        return TFDS(builder, split, image, label)
+    if split not in builder.info.splits:
+        raise DataError(
+            f"{place} is stored as TFRecords, whose splits are {', '.join(builder.info.splits)}; "
+            f"there is no {split!r}."
+        )
+    pattern = os.fspath(place / f"{builder.name}-{split}.tfrecord-*")
+    return tfrecord.make(pattern, class_names=builder.info.features[label].names, layout="tfds")

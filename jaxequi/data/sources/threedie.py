@@ -1,0 +1,149 @@
+"""3DIEBench on disk: `<root>/<synset>/<object>/image_<v>.jpg` and `latent_<v>.npy`, v = 0 to 49.
+
+The published lists `{train,val}_images.npy` (strings `/<synset>/<object>/`) and
+`{train,val}_labels.npy` say which objects form a split. Where there are none, lists are made from
+the folder: labels by the rank of the synset, and a fifth of the objects, drawn with a fixed seed,
+for validation.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from jaxequi.data.errors import DataError
+from jaxequi.data.sources.folder import read_file
+from jaxequi.types import Record
+
+LATENTS = 7
+VALIDATION_SHARE = 0.2
+
+
+def load_array(path: epath.PathLike) -> np.ndarray:
+    """Load a .npy file; pickled objects are refused, not run."""
+    try:
+        return np.load(io.BytesIO(read_file(path)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is no plain .npy array: {error}") from error
+
+
+def list_objects(root: epath.Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
+    """Make the lists of a split from the folder: objects, labels, and the synsets.
+
+    A fifth of all objects, by a fixed shuffle of their sorted names, is "val".
+    """
+    try:
+        synsets = sorted(d.name for d in root.iterdir() if d.is_dir())
+        names = [(s, o.name) for s in synsets for o in (root / s).iterdir() if o.is_dir()]
+    except OSError as error:
+        raise DataError(f"cannot list {root}: {error.strerror or error}") from error
+    if not names:
+        raise DataError(f"{root} holds no <synset>/<object> folder.")
+    names.sort()
+    order = np.random.default_rng(0).permutation(len(names))
+    held_out = round(VALIDATION_SHARE * len(names))
+    mine = order[:held_out] if split == "val" else order[held_out:]
+    rank = {synset: label for label, synset in enumerate(synsets)}
+    labels = np.asarray([rank[names[i][0]] for i in mine], np.int64)
+    return ["/".join(names[i]) for i in mine], labels, synsets
+
+
+class ThreeDIE:
+    """Objects of 3DIEBench, `num_views` pictures of each with seven latents a picture."""
+
+    def __init__(
+        self,
+        root: epath.PathLike,
+        objects: Sequence[str],
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        num_views: int = 50,
+    ):
+        self.root = epath.Path(root).expanduser()
+        self.objects = [name.strip("/") for name in objects]
+        self.labels = np.asarray(labels)
+        self.class_names, self.num_views = tuple(class_names), num_views
+        if len(self.objects) != len(self.labels):
+            raise DataError(f"{len(self.objects)} objects, but {len(self.labels)} labels.")
+        outside = [name for name in self.objects if ".." in name.split("/")]
+        if outside:
+            raise DataError(f"the object {outside[0]!r} points out of {self.root}.")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if len(wrong):
+            raise DataError(
+                f"label {self.labels[wrong[0]]} of object {wrong[0]} "
+                f"({self.objects[wrong[0]]}) is not in 0 to {len(self.class_names) - 1}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __str__(self) -> str:
+        return f"{len(self)} objects under {self.root}"
+
+    def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
+        """Read objects: of each the encoded pictures `views` and their latents f32[V, 7]."""
+        return [self._read(int(row), mine) for row, mine in zip(rows, views)]
+
+    def _read(self, row: int, views: np.ndarray) -> Record:
+        folder = self.root / self.objects[row]
+        latent = np.empty((len(views), LATENTS), np.float32)
+        images = []
+        for place, view in enumerate(views):
+            stored = load_array(folder / f"latent_{view}.npy")
+            if stored.shape != (LATENTS,):
+                raise DataError(
+                    f"{folder / f'latent_{view}.npy'} has shape {stored.shape}, not ({LATENTS},)."
+                )
+            latent[place] = stored
+            images.append(read_file(folder / f"image_{view}.jpg"))
+        return {"image": images, "label": int(self.labels[row]), "latent": latent}
+
+
+def make(
+    root: str,
+    split: str = "train",
+    images_file: str = "",
+    labels_file: str = "",
+    limit: int = 0,
+    num_views: int = 50,
+) -> ThreeDIE:
+    """Open 3DIEBench.
+
+    Args:
+      root: the folder of synsets.
+      split: "train" or "val", where the lists are made from the folder.
+      images_file: published list of objects, `train_images.npy`; made from the folder if empty.
+      labels_file: its labels.
+      limit: keep the first so many objects; 0 keeps all.
+      num_views: pictures of each object.
+
+    Raises:
+      ValueError: a folder or list that cannot be read, lists of unequal length, a list that
+        names a missing object, a label out of range.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split is {split!r}; 3DIEBench has train and val.")
+    if bool(images_file) != bool(labels_file):
+        raise ValueError("give both images_file and labels_file, or neither.")
+    base = epath.Path(root).expanduser()
+    if images_file:
+        objects = [str(name) for name in load_array(images_file)]
+        labels = load_array(labels_file)
+        synsets = sorted({name.strip("/").split("/")[0] for name in objects})
+        count = max(len(synsets), int(labels.max()) + 1 if len(labels) else 0)
+        names = synsets if len(synsets) == count else [str(label) for label in range(count)]
+    else:
+        objects, labels, names = list_objects(base, split)
+    source = ThreeDIE(base, objects, labels, names, num_views)
+    if limit:
+        source = ThreeDIE(base, objects[:limit], labels[:limit], names, num_views)
+    for name in (source.objects[0], source.objects[-1]):
+        if not (base / name).is_dir():
+            raise DataError(f"the list {images_file} names {name!r}, which is not in {base}.")
+    return source

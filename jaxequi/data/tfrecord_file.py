@@ -1,0 +1,70 @@
+"""The framing of TFRecord files: u64 length, u32 CRC of it, the data, u32 CRC of the data."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import BinaryIO
+
+import numpy as np
+from etils import epath
+
+from jaxequi.data.crc32c import masked
+from jaxequi.data.errors import DataError
+
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+
+
+def scan(path: epath.PathLike) -> np.ndarray:
+    """Return (offset, length) of the data of every record, i64[n, 2], by seeking from head to head.
+
+    Raises:
+      DataError: a header whose CRC is wrong, or a file that ends inside a record; both name it.
+    """
+    path = epath.Path(path)
+    size = path.stat().length
+    places: list[tuple[int, int]] = []
+    at = 0
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            header = file.read(HEADER.size)
+            if len(header) < HEADER.size:
+                raise DataError(f"{path}: the file ends in the header of record {len(places)}")
+            length, crc = HEADER.unpack(header)
+            if masked(header[:8]) != crc:
+                raise DataError(f"{path}: bad CRC in the header of record {len(places)}, byte {at}")
+            end = at + HEADER.size + length + FOOTER.size
+            if end > size:
+                raise DataError(
+                    f"{path}: record {len(places)} at byte {at} is cut off: {end - size} bytes of "
+                    f"its {length} are missing"
+                )
+            places.append((at + HEADER.size, length))
+            at = end
+    return np.asarray(places, np.int64).reshape(-1, 2)
+
+
+def read(file: BinaryIO, offset: int, length: int, check: bool) -> bytes:
+    """Read the data of a record, and check its CRC if told so.
+
+    Raises:
+      DataError: a short read or a wrong CRC.
+    """
+    file.seek(offset)
+    data = file.read(length + FOOTER.size)
+    if len(data) != length + FOOTER.size:
+        raise DataError(f"the file ends inside the record at byte {offset}")
+    payload = data[:length]
+    if check and masked(payload) != FOOTER.unpack(data[length:])[0]:
+        raise DataError(f"bad CRC of the {length} bytes at byte {offset}")
+    return payload
+
+
+def write(path: epath.PathLike, records: Iterable[bytes]) -> None:
+    """Write records to a new file."""
+    with epath.Path(path).open("wb") as file:
+        for data in records:
+            head = struct.pack("<Q", len(data))
+            file.write(head + FOOTER.pack(masked(head)) + data + FOOTER.pack(masked(data)))
