@@ -11,8 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxequi.data.errors import DataError
-from jaxequi.data.sources.folder import read_file
-from jaxequi.data.sources.threedie import load_array
+from jaxequi.data.sources._files import load_array, read_file
 from jaxequi.types import Record
 
 # split -> stems of the files of MNIST and its like
@@ -39,7 +38,9 @@ class Arrays:
                 f"label {labels[wrong[0]]} of row {wrong[0]} is not in 0 to {count - 1}."
             )
         self.images, self.labels = images, labels
-        self.class_names = tuple(class_names) or tuple(str(label) for label in range(count))
+        self.class_names: Sequence[str] = tuple(class_names) or tuple(
+            str(label) for label in range(count)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -14,17 +14,10 @@ import numpy as np
 from etils import epath
 
 from jaxequi.data.errors import DataError
+from jaxequi.data.sources._files import read_file
 from jaxequi.types import Record
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-
-def read_file(path: epath.PathLike) -> bytes:
-    """Read a whole file; the error names it."""
-    try:
-        return epath.Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _list(root: epath.Path, name: str) -> list[str]:
@@ -52,7 +45,9 @@ class Folder:
     def __init__(self, root: epath.PathLike, fraction: float = 1.0):
         self.root = epath.Path(root).expanduser()
         try:
-            self.class_names = tuple(sorted(d.name for d in self.root.iterdir() if d.is_dir()))
+            self.class_names: Sequence[str] = tuple(
+                sorted(d.name for d in self.root.iterdir() if d.is_dir())
+            )
         except OSError as error:
             raise DataError(f"cannot list {self.root}: {error.strerror or error}") from error
         if not self.class_names:

@@ -17,7 +17,7 @@ from etils import epath
 
 from jaxequi.data import example
 from jaxequi.data.errors import DataError
-from jaxequi.data.sources.folder import read_file
+from jaxequi.data.sources._files import read_file
 from jaxequi.types import Record
 
 MANIFEST = "manifest.json"
@@ -37,7 +37,7 @@ class Packed:
         try:
             manifest = json.loads(read_file(manifest_file))
             self.num_views = int(manifest["num_views"])
-            self.class_names = tuple(manifest["class_names"])
+            self.class_names: Sequence[str] = tuple(manifest["class_names"])
             self._length = int(manifest["examples"])
             shards = manifest["shards"]
             self._files = [self._folder / shard["file"] for shard in shards]

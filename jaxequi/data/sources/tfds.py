@@ -36,7 +36,7 @@ class TFDS:
             ) from error
         self._image, self._label = image, label
         self._name = f"{builder.name}[{split}] in {builder.data_dir}"
-        self.class_names = tuple(builder.info.features[label].names)
+        self.class_names: Sequence[str] = tuple(builder.info.features[label].names)
 
     def __len__(self) -> int:
         return len(self._data)

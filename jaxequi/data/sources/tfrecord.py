@@ -84,7 +84,7 @@ class TFRecords:
             raise DataError(f"the {len(files)} files from {files[0]} on hold no record.")
         self._checked = np.zeros(len(self._index), bool)
         self._keys = LAYOUTS[layout if layout != "auto" else self._guess()]
-        self.class_names = tuple(class_names)
+        self.class_names: Sequence[str] = tuple(class_names)
 
     def _payload(self, row: int) -> bytes:
         file, offset, length = (int(x) for x in self._index[row])

@@ -8,28 +8,17 @@ for validation.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from jaxequi.data.errors import DataError
-from jaxequi.data.sources.folder import read_file
+from jaxequi.data.sources._files import load_array, read_file
 from jaxequi.types import Record
 
 LATENTS = 7
 VALIDATION_SHARE = 0.2
-
-
-def load_array(path: epath.PathLike) -> np.ndarray:
-    """Load a .npy file; pickled objects are refused, not run."""
-    try:
-        return np.load(io.BytesIO(read_file(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is no plain .npy array: {error}") from error
 
 
 def list_objects(root: epath.Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
@@ -67,7 +56,8 @@ class ThreeDIE:
         self.root = epath.Path(root).expanduser()
         self.objects = [name.strip("/") for name in objects]
         self.labels = np.asarray(labels)
-        self.class_names, self.num_views = tuple(class_names), num_views
+        self.class_names: Sequence[str] = tuple(class_names)
+        self.num_views = num_views
         if len(self.objects) != len(self.labels):
             raise DataError(f"{len(self.objects)} objects, but {len(self.labels)} labels.")
         outside = [name for name in self.objects if ".." in name.split("/")]
