@@ -67,7 +67,9 @@ def parse(pipe: str, ops: Mapping[str, Callable[..., T]], kind: str) -> list[T]:
         try:
             signature.bind(*arguments, **keywords)
         except TypeError as error:
-            raise ValueError(f"{text!r} in a pipe: {error}; it takes {name}{signature}.") from None
+            plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+            usage = inspect.Signature(plain)
+            raise ValueError(f"{text!r} in a pipe: {error}; it takes {name}{usage}.") from None
         try:
             made.append(ops[name](*arguments, **keywords))
         except (TypeError, ValueError) as error:

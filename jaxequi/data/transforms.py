@@ -104,6 +104,8 @@ def center_crop(size: int | Sequence[int]) -> Op:
 
 def flip(p: float = 0.5) -> Op:
     """Mirror left and right with probability `p`; draws (flipped,)."""
+    if not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        raise ValueError(f"p is a probability, 0 to 1, not {p!r}.")
 
     def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
         flipped = rng.random() < p

@@ -1,0 +1,178 @@
+"""Host transforms: geometry by hand numbers and laws, sampling by statistics."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxequi.data import transforms
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+def run(pipe, image, rng):
+    result = transforms.make([pipe])({"image": [image], "label": 0}, rng)
+    return result["views"][0], {name: drawn[0] for name, drawn in result["aug"].items()}
+
+
+def test_resize_to_the_shorter_side(picture, rng):
+    assert run("resize(15)", picture, rng)[0].shape == (15, 20, 3)
+    assert run("resize(15)", picture.swapaxes(0, 1), rng)[0].shape == (20, 15, 3)
+    assert run("resize((15, 10))", picture, rng)[0].shape == (15, 10, 3)
+
+
+def test_resize_antialiases():
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small, _ = run("resize((8, 8))", stripes, None)
+    assert abs(small.astype(int) - 127).max() <= 16
+
+
+def test_center_crop_takes_the_middle_and_pads(picture, rng):
+    np.testing.assert_array_equal(run("center_crop(10)", picture, rng)[0], picture[10:20, 15:25])
+    padded, _ = run("center_crop((34, 40))", picture, rng)
+    np.testing.assert_array_equal(padded[2:32], picture)
+    assert padded[:2].max() == padded[32:].max() == 0
+
+
+def test_flip_mirrors_half_the_time(picture):
+    flips = 0
+    for seed in range(400):
+        view, drawn = run("flip", picture, np.random.default_rng(seed))
+        flipped = bool(drawn["flip"][0])
+        np.testing.assert_array_equal(view, picture[:, ::-1] if flipped else picture)
+        flips += flipped
+    assert abs(flips - 200) < 50
+
+
+def test_pad_crop_moves_by_up_to_the_padding(picture):
+    places = set()
+    for seed in range(300):
+        view, drawn = run("pad_crop(1)", picture, np.random.default_rng(seed))
+        down, right = (int(x) for x in drawn["pad_crop"])
+        padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
+        np.testing.assert_array_equal(view, padded[down : down + 30, right : right + 40])
+        places.add((down, right))
+    assert len(places) == 9
+
+
+def test_rotate90_is_counter_clockwise(rng):
+    square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    view, drawn = run("rotate90", square, rng)
+    np.testing.assert_array_equal(view, np.rot90(square, int(drawn["rotate90"][0])))
+
+
+def test_rotate_by_a_right_angle_is_counter_clockwise(picture):
+    square = picture[:, :30]
+    np.testing.assert_array_equal(transforms.rotated(square, 90.0), np.rot90(square))
+
+
+def test_rotate_keeps_its_range(picture):
+    angles = [
+        run("rotate((-30, 60))", picture, np.random.default_rng(s))[1]["rotate"][0]
+        for s in range(300)
+    ]
+    assert min(angles) >= -30
+    assert max(angles) <= 60
+    assert abs(np.mean(angles) - 15) < 6
+
+
+def test_a_crop_is_cut_out_before_it_is_resized(picture, rng):
+    view, drawn = run("random_resized_crop(16, filter='bicubic')", picture, rng)
+    top, left, h, w = (drawn["random_resized_crop"] * [30, 40, 30, 40]).round().astype(int)
+    cut = Image.fromarray(picture[top : top + h, left : left + w])
+    expected = np.asarray(cut.resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(view, expected)
+
+
+def test_crop_boxes_follow_the_rule():
+    """Area uniform and log aspect uniform where every draw fits."""
+    rng = np.random.default_rng(0)
+    boxes = np.array(
+        [transforms.crop_box(1000, 1000, (0.1, 0.5), (3 / 4, 4 / 3), 10, rng) for _ in range(4000)]
+    )
+    area = boxes[:, 2] * boxes[:, 3] / 1e6
+    aspect = np.log(boxes[:, 3] / boxes[:, 2])
+    assert abs(area.mean() - 0.3) < 0.006
+    assert abs(area.std() - 0.4 / math.sqrt(12)) < 0.004
+    assert abs(aspect.mean()) < 0.012
+    assert abs(aspect.std() - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.006
+    assert (boxes[:, 0] + boxes[:, 2] <= 1000).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= 1000).all()
+
+
+def test_a_crop_that_never_fits_falls_back_to_the_middle(rng):
+    # A strip 10 times as wide as high: no box of nearly full area has an aspect up to 4/3.
+    assert transforms.crop_box(100, 1000, (0.9, 1.0), (3 / 4, 4 / 3), 10, rng) == (0, 433, 100, 133)
+    assert transforms.crop_box(1000, 100, (0.9, 1.0), (3 / 4, 4 / 3), 10, rng) == (433, 0, 133, 100)
+
+
+def test_the_clipped_rule_draws_once(rng):
+    top, left, h, w = transforms.clipped_box(100, 1000, (0.9, 1.0), (1.0, 1.0), rng)
+    assert (top, h) == (0, 100)
+    assert 300 <= w <= 316
+    assert 0 <= left <= 1000 - w
+
+
+def test_one_picture_feeds_two_pipes_and_is_decoded_once(picture, rng, monkeypatch):
+    calls = []
+    decode = transforms.decoding.decode
+    monkeypatch.setattr(transforms.decoding, "decode", lambda x: calls.append(1) or decode(x))
+    transform = transforms.make(["decode|center_crop(8)", "decode|resize((8, 8))|flip"])
+    record = transform({"image": [picture], "label": 1}, rng)
+    assert len(calls) == 1
+    assert record["views"].shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(record["views"][0], picture[11:19, 16:24])
+    assert record["aug"]["flip"].shape == (2, 1)
+    assert record["aug"]["flip"][0] == 0  # the first pipe has no such op
+
+
+def test_several_pictures_go_through_one_pipe_or_each_through_its_own(picture, rng):
+    pair = {"image": [picture, picture[::-1]], "label": 0}
+    both = transforms.make(["decode|center_crop(4)"])(pair, rng)["views"]
+    np.testing.assert_array_equal(both[0], picture[13:17, 18:22])
+    assert both.shape == (2, 4, 4, 3)
+    own = transforms.make(["decode|center_crop(4)", "decode|resize((4, 4))"])(pair, rng)["views"]
+    assert own.shape == (2, 4, 4, 3)
+    with pytest.raises(ValueError, match="3 pictures and 2 pipes"):
+        transforms.make(["decode"] * 2)({"image": [picture] * 3, "label": 0}, rng)
+
+
+def test_an_op_twice_in_a_pipe_has_two_keys(picture, rng):
+    record = transforms.make(["flip|flip(1.0)"])({"image": [picture]}, rng)
+    assert list(record["aug"]) == ["flip", "flip_2"]
+    assert record["aug"]["flip_2"] == 1
+
+
+@pytest.mark.parametrize(
+    ("pipe", "words"),
+    [
+        ("decode|random_resize_crop(8)", "Did you mean 'random_resized_crop'"),
+        ("resize(8, side=3)", "unexpected keyword argument 'side'"),
+        ("resize(__import__('os'))", "cannot read"),
+        ("resize(3", "cannot read"),
+        ("decode||flip", "cannot read"),
+        ("resize(0)", "above 0"),
+        ("resize(8, filter='cubic')", "no filter 'cubic'"),
+        ("random_resized_crop(8, scale=(0, 1))", "0 < low"),
+        ("random_resized_crop(8, ratio=(2, 1))", "0 < low"),
+        ("flip(p='often')", "a probability"),
+    ],
+)
+def test_a_pipe_that_cannot_be_read_is_refused(pipe, words):
+    with pytest.raises(ValueError, match=words):
+        transforms.make([pipe])
+
+
+def test_views_of_unequal_sizes_are_refused(picture, rng):
+    with pytest.raises(ValueError, match="unequal sizes"):
+        transforms.make(["decode", "decode|center_crop(3)"])({"image": [picture]}, rng)
