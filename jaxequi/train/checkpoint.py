@@ -83,12 +83,15 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: PyTree,
         config: dict[str, Any],
         window: Window,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Start to write a checkpoint; the state may be donated at once."""
+        """Start to write a checkpoint of a `TrainState`; the state may be donated at once.
+
+        A dict of `params` and `extra` alone is a network without a run: read by `read_network`.
+        """
         if step in self.manager.all_steps():
             return
         ranked = metrics if self.best and metrics and self.best in metrics else None

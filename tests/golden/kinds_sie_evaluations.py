@@ -5,9 +5,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 from case import Case, close
+from flax import traverse_util
 
+from configs import sie as sie_config
 from jaxequi.evals import prediction, retrieval
 from jaxequi.groups import quaternions
+from jaxequi.interop import import_torch
+from jaxequi.interop.tables import sie as sie_table
 from jaxequi.nn.heads import Hypernetwork
 
 VIEWS = 50
@@ -45,4 +49,44 @@ def retrieval_metrics(case: Case):
         close(dots, case[f"out/{folder}/PRE/val-all/dots"], rtol=0, atol=1e-6, name="dots")
 
 
-EVALUATIONS = {"retrieval_metrics": retrieval_metrics}
+VARIANTS = {  # their class -> the variant of configs/sie.py
+    "SIE": "sie",
+    "SIENoVar": "sie_novar",
+    "SIEOnlyEqui": "only_equi",
+    "SIERotColor": "sie_rotcolor",
+    "VICReg": "vicreg",
+    "VICRegPartInv": "vicreg_partinv",
+    "VICRegEquiMod": "vicreg_equimod",
+    "SimCLR": "simclr",
+    "SimCLROnlyEqui": "simclr_only_equi",
+    "SimCLROnlyEquiRotColor": "simclr_only_equi_rotcolor",
+    "SimCLREquiMod": "simclr_equimod",
+    "SimCLREquiModRotColor": "simclr_equimod_rotcolor",
+    "SimCLRAugSelf": "simclr_augself",
+    "SimCLRAugSelfRotColor": "simclr_augself_rotcolor",
+}
+
+
+def checkpoint_manifest(case: Case):
+    manifest = case.meta["manifest"]
+    [backbone] = (v for k, v in manifest.items() if k.startswith("backbone"))
+    backbone = backbone.get("state", backbone)
+    classes = [name for name in manifest if not name.startswith("backbone")]
+    for name, total in zip(classes, case["out/total_params"], strict=True):
+        shapes = import_torch.shapes(sie_config.get_config(f"{VARIANTS[name]},paper"), 55)
+        found = {}
+        for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+            key, layout = sie_table.TABLE(path)
+            found[f"module.{key}"] = layout.to_torch(np.broadcast_to(0, leaf.shape)).shape
+            if key.endswith("running_mean"):
+                found[f"module.{key.replace('running_mean', 'num_batches_tracked')}"] = ()
+        expected = {k: tuple(v) for k, v in {**manifest[name]["state"], **backbone}.items()}
+        different = set(found.items()) ^ set(expected.items())
+        assert not different, f"{name}: {sorted(different)}"
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == total, name
+
+
+EVALUATIONS = {
+    "checkpoint_manifest": checkpoint_manifest,
+    "retrieval_metrics": retrieval_metrics,
+}
