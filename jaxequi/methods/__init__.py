@@ -1,1 +1,3 @@
 """Learning methods: each file has `make(...) -> Method`; its name is its registration."""
+
+from jaxequi.methods._probe import with_probe as with_probe

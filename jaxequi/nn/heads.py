@@ -1,0 +1,187 @@
+"""Heads on top of a backbone: projectors, and predictors of what a relation does to an embedding.
+
+All compute in `dtype`, keep f32 parameters, and start as torch's Linear does: kernels and biases
+uniform in +-1 / sqrt(fan-in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxequi.nn.norm import BatchNorm
+from jaxequi.types import Array
+
+Dtype = Any
+Norm = Callable[..., nn.Module]
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """Read layer widths as a config writes them, "2048-2048-512"; an empty string is no layer.
+
+    Raises:
+      ValueError: not whole numbers above 0 with dashes between them.
+    """
+    parts = text.split("-") if text else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"layer widths {text!r}: write whole numbers above 0 with dashes between them, such "
+            "as '2048-2048-512'"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _weights(
+    module: nn.Module, fan_in: int, features: int, use_bias: bool
+) -> tuple[Array, Array | None]:
+    """Declare `kernel` f32[fan_in, features] and, if asked for, `bias` f32[features]."""
+
+    def uniform(key: Array, shape: Sequence[int]) -> Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    kernel = module.param("kernel", uniform, (fan_in, features))
+    return kernel, module.param("bias", uniform, (features,)) if use_bias else None
+
+
+class Linear(nn.Module):
+    """x W + b: [..., D] to [..., features]."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = _weights(self, x.shape[-1], self.features, self.use_bias)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return y if bias is None else y + bias.astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """Linear layers of the given widths, ReLU between them and none after the last."""
+
+    widths: Sequence[int]
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate(self.widths):
+            x = Linear(width, dtype=self.dtype, name=f"linear_{i}")(nn.relu(x) if i else x)
+        return x
+
+
+class Projector(nn.Module):
+    """Representation to embedding: Linear, BatchNorm, ReLU; the last Linear alone, without bias.
+
+    facebookresearch/SIE, `src/models.py`, `Projector`: f[B, D] to f[B, widths[-1]].
+    """
+
+    widths: Sequence[int]
+    norm: Norm = BatchNorm
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        *hidden, last = self.widths
+        for i, width in enumerate(hidden):
+            x = Linear(width, dtype=self.dtype, name=f"linear_{i}")(x)
+            x = nn.relu(self.norm(use_running_average=not train, name=f"norm_{i}")(x))
+        name = f"linear_{len(hidden)}"
+        return Linear(last, use_bias=False, dtype=self.dtype, name=name)(x)
+
+
+class _GeneratedLayers(nn.Module):
+    """Layers whose weights are a linear function of a code, and that function's own weights.
+
+    The weights W(c) = sum_k c_k A_k of one example are never formed. A layer is
+    W(c) h = sum_k c_k (A_k h): the A_k, stacked, are one matrix [K * out, in], and an example
+    costs K * out numbers of memory instead of out * in.
+
+    The kernel has the packing of the reference: for each of the K entries of the code the layers
+    one after the other, each its weights [out, in] row by row, then its biases.
+    """
+
+    widths: Sequence[int]
+    use_bias: bool
+    predicted_bias: bool
+    relu: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, code: Array, h: Array) -> Array:
+        layers = list(zip(self.widths, self.widths[1:]))
+        total = sum(n_out * (n_in + self.predicted_bias) for n_in, n_out in layers)
+        kernel, bias = _weights(self, code.shape[-1], total, self.use_bias)
+        if bias is not None:  # it belongs to an entry of the code that is always 1
+            kernel = jnp.concatenate([kernel, bias[None]])
+            code = jnp.concatenate([code, jnp.ones_like(code[:, :1])], axis=-1)
+        kernel, code, h = (a.astype(self.dtype) for a in (kernel, code, h))
+        size, start = code.shape[-1], 0
+        for i, (n_in, n_out) in enumerate(layers):
+            h = nn.relu(h) if self.relu and i else h
+            matrices = kernel[:, start : start + n_out * n_in].reshape(size * n_out, n_in)
+            start += n_out * n_in
+            moved = (h @ matrices.T).reshape(-1, size, n_out)  # [B, K, out]: A_k h
+            h = jnp.sum(code[..., None] * moved, axis=1)
+            if self.predicted_bias:
+                h = h + code @ kernel[:, start : start + n_out]
+                start += n_out
+        return h
+
+
+class Hypernetwork(nn.Module):
+    """Predictor whose weights are a function of the relation: (h f[B, E], z f[B, L]) -> f[B, E].
+
+    Garrido et al., ICML 2023, section 3; facebookresearch/SIE, `src/hypernetwork.py`,
+    `ParametrizedNet`.
+
+    Attributes:
+      hidden: widths between E and E; the default is a single matrix.
+      deep: two layers L -> L with ReLU turn z into the code that mixes the weights; otherwise z
+        is the code.
+      bias: the layers that make the weights have biases.
+      predicted_bias: the layers whose weights are made have biases, made as well.
+      relu: ReLU after each of those layers but the last.
+    """
+
+    hidden: Sequence[int] = ()
+    deep: bool = False
+    bias: bool = False
+    predicted_bias: bool = False
+    relu: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, z: Array) -> Array:
+        code, depth = z, 2 if self.deep else 0
+        for i in range(depth):
+            layer = Linear(z.shape[-1], self.bias, self.dtype, name=f"hypernetwork_{i}")
+            code = nn.relu(layer(code))
+        return _GeneratedLayers(
+            widths=(h.shape[-1], *self.hidden, h.shape[-1]),
+            use_bias=self.bias,
+            predicted_bias=self.predicted_bias,
+            relu=self.relu,
+            dtype=self.dtype,
+            name=f"hypernetwork_{depth}",
+        )(code, h)
+
+
+class MLPPredictor(nn.Module):
+    """Predictor that reads the relation beside the embedding: (f[B, E], z f[B, L]) -> f[B, E].
+
+    facebookresearch/SIE, `src/predictors.py`, `MLPPredictor`; z comes first.
+    """
+
+    layers: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, z: Array) -> Array:
+        mlp = MLP((h.shape[-1],) * self.layers, self.dtype, name="mlp")
+        return mlp(jnp.concatenate([z.astype(h.dtype), h], axis=-1))

@@ -1,0 +1,41 @@
+"""How far a prediction is from its target, and how much of the target it explains."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxequi.types import Array
+
+
+def mean_squared_error(prediction: Array, target: Array) -> Array:
+    """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
+    return jnp.mean(jnp.square(prediction - target))
+
+
+def _explained(residual: Array, total: Array) -> Array:
+    """1 - residual / total; 0 where the target is constant and leaves nothing to explain."""
+    constant = total == 0
+    return jnp.where(constant, 0, 1 - residual / jnp.where(constant, 1, total))
+
+
+def r2(prediction: Array, target: Array) -> Array:
+    """Coefficient of determination with one mean over all elements of the target.
+
+    facebookresearch/SIE, `src/models.py`, `r2_score`. The columns of a target need not have the
+    mean that they share here, so a constant guess of each column's own mean scores above 0: 0.229
+    for the relative quaternions of 3DIEBench. `r2_per_column` has its floor at 0.
+
+    Args:
+      prediction, target: f32[N, K].
+
+    Returns:
+      f32[].
+    """
+    residual = jnp.sum(jnp.square(prediction - target))
+    return _explained(residual, jnp.sum(jnp.square(target - jnp.mean(target))))
+
+
+def r2_per_column(prediction: Array, target: Array) -> Array:
+    """Coefficient of determination of each column against its own mean: f32[K] of f32[N, K]."""
+    residual = jnp.sum(jnp.square(prediction - target), axis=0)
+    return _explained(residual, jnp.sum(jnp.square(target - jnp.mean(target, axis=0)), axis=0))
