@@ -1,0 +1,169 @@
+"""The embedded data set: pictures of procedural 3D objects with the seven latents of 3DIEBench.
+
+Nothing is stored and nothing is downloaded. An object is a function of (seed, number), a view of
+(seed, number, view), and a picture is ray-cast when it is first read, on the first local device.
+Unlike the released pictures of 3DIEBench, whose red and blue are swapped, these are plain RGB.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxequi import names
+from jaxequi.data import objects
+from jaxequi.data.raycast import MIN_IMAGE_SIZE, Parts, render
+from jaxequi.types import Record
+
+LATENT_NAMES = (
+    "rotation x",
+    "rotation y",
+    "rotation z",
+    "floor hue",
+    "light theta",
+    "light phi",
+    "light hue",
+)
+LATENT_LOW = (-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0)
+LATENT_HIGH = (np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1)
+
+MEAN = (0.51, 0.50, 0.50)  # of the pixels / 255, for each channel
+STD = (0.15, 0.15, 0.15)
+
+SPLITS = ("train", "val")
+
+
+def make(
+    split: str = "train",
+    *,
+    image_size: int = 48,
+    num_objects: int = 300,
+    num_views: int = 50,
+    seed: int = 0,
+    cache_mb: float = 256,
+) -> Scenes:
+    """A split of the embedded data set.
+
+    Args:
+      split: "train", four fifths of the objects of each class, or "val", the rest.
+      image_size: height and width of the pictures.
+      num_objects: objects in both splits together; asking for more adds to the same objects.
+      num_views: views of each object.
+      seed: of the objects and of their latents.
+      cache_mb: megabytes of pictures to keep. They are kept in the order in which they are read;
+        those for which no room is left are computed at each reading.
+
+    Raises:
+      ValueError: unknown split, or a number out of range.
+    """
+    if split not in SPLITS:
+        raise names.unknown("split", split, SPLITS)
+    if image_size < MIN_IMAGE_SIZE:
+        raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
+    for name, value, least in (("num_views", num_views, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if cache_mb < 0:
+        raise ValueError(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
+    numbers = [n for n in range(num_objects) if _is_validation(n) == (split == "val")]
+    if not numbers:
+        raise ValueError(
+            f"num_objects={num_objects} leaves the split {split!r} empty; at least 5 are needed"
+        )
+    return Scenes(numbers, image_size, num_views, seed, cache_mb)
+
+
+def _is_validation(number: int) -> bool:
+    """Every fifth object of each class, beginning at another one in each class."""
+    return (number // len(objects.CLASS_NAMES) + objects.label(number)) % 5 == 4
+
+
+def latents(seed: int, number: int, num_views: int) -> np.ndarray:
+    """Latents of the views of an object, uniform in their ranges: f64[num_views, 7]."""
+    rng = np.random.default_rng((seed, number, 1))
+    return rng.uniform(LATENT_LOW, LATENT_HIGH, (num_views, len(LATENT_NAMES)))
+
+
+class Scenes:
+    """Source of the pictures of some objects; row i of the source is object `numbers[i]`.
+
+    Attributes:
+      class_names, num_views: see `types.Source`.
+      image_size: height and width of the pictures.
+      labels: i64[N], classes of the rows.
+      latents: f64[N, num_views, 7], of all pictures.
+      parts: `Parts` of f32[N, P, ...], the objects themselves.
+    """
+
+    class_names: Sequence[str] = objects.CLASS_NAMES
+
+    def __init__(
+        self, numbers: Iterable[int], image_size: int, num_views: int, seed: int, cache_mb: float
+    ):
+        numbers = list(numbers)
+        self.image_size = image_size
+        self.num_views = num_views
+        self.labels = np.array([objects.label(n) for n in numbers])
+        self.latents = np.stack([latents(seed, n, num_views) for n in numbers])
+        self.parts = Parts(*map(np.stack, zip(*(objects.build(seed, n) for n in numbers))))
+        self._cache: dict[int, np.ndarray] = {}
+        self._cache_room = int(cache_mb * 2**20 / (3 * image_size**2))
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
+        """Pictures `views` (i64[N, V]) of the objects `rows` (N of them).
+
+        Returns:
+          N records: `image`, a list of V read-only u8[H, W, 3]; `label`; `latent` f32[V, 7].
+
+        Raises:
+          ValueError: a row or a view that does not exist, or shapes that do not fit.
+        """
+        at, views = np.asarray(rows, np.int64), np.asarray(views)
+        if at.ndim != 1 or views.ndim != 2 or len(at) != len(views):
+            raise ValueError(
+                f"rows must be [N] and views [N, V], got shapes {at.shape} and {views.shape}"
+            )
+        for name, given, end in (("row", at, len(self)), ("view", views, self.num_views)):
+            if given.size and (given.min() < 0 or given.max() >= end):
+                raise ValueError(
+                    f"{name}s must lie in 0..{end - 1}, got {given.min()}..{given.max()}"
+                )
+        keys = (at[:, None] * self.num_views + views).tolist()
+        pictures = self._pictures({key for row in keys for key in row})
+        return [
+            {
+                "image": [pictures[key] for key in keys[i]],
+                "label": int(self.labels[row]),
+                "latent": self.latents[row, views[i]].astype(np.float32),
+            }
+            for i, row in enumerate(at)
+        ]
+
+    def _pictures(self, keys: set[int]) -> dict[int, np.ndarray]:
+        """Pictures by row * num_views + view, from the cache or computed.
+
+        Reading is uniform, so that a picture in the cache is as good as any other: none is ever
+        given up for a newer one. Two threads may compute the same picture; they get the same.
+        """
+        with self._lock:
+            found = {key: self._cache[key] for key in keys if key in self._cache}
+        missing = np.array(sorted(keys - found.keys()), np.int64)
+        if not missing.size:
+            return found
+        rows, views = np.divmod(missing, self.num_views)
+        parts = Parts(*(array[rows] for array in self.parts))
+        rendered = render(parts, self.latents[rows, views], self.image_size)
+        rendered.flags.writeable = False
+        new = dict(zip(missing.tolist(), rendered))
+        with self._lock:
+            for key, picture in new.items():
+                if len(self._cache) >= self._cache_room:
+                    break
+                self._cache[key] = picture.copy()  # a slice would keep all of `rendered` alive
+        return found | new
