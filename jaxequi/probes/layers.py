@@ -1,0 +1,62 @@
+"""What every layer of a network puts out, by name and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from jaxequi.types import Array
+
+
+class Recorder(NamedTuple):
+    """A program that also returns what its layers put out.
+
+    Attributes:
+      names: paths of the modules, in the order in which they ran, then `output`.
+      run: images f32[B, H, W, C] -> one array for each name; jitted.
+    """
+
+    names: Sequence[str]
+    run: Callable[[Array], Sequence[Array]]
+
+
+def recorder(
+    fn: Callable[[Array], Any], shape: tuple[int, ...], keep: Callable[[str], bool] | None = None
+) -> Recorder:
+    """Make the recorder of a program that calls Linen modules.
+
+    Args:
+      fn: images f32[B, H, W, C] -> an array, such as a bound `model.apply`.
+      shape: [B, H, W, C] of the images.
+      keep: which names to record; None keeps all modules that put out [B, H', W', C'].
+    """
+
+    def record(images: Array) -> tuple[list[str], list[Array]]:
+        names: list[str] = []
+        arrays: list[Array] = []
+
+        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            result = call(*args, **kwargs)
+            name = "/".join(context.module.path)
+            is_map = isinstance(result, jax.Array) and result.ndim == 4
+            if context.method_name == "__call__" and name and is_map and (not keep or keep(name)):
+                names.append(name)
+                arrays.append(result)
+            return result
+
+        with nn.intercept_methods(note):
+            output = fn(images)
+        return [*names, "output"], [*arrays, output]
+
+    names: list[str] = []
+
+    def trace(images: Array) -> list[Array]:
+        found, arrays = record(images)
+        names[:] = found
+        return arrays
+
+    jax.eval_shape(trace, jax.ShapeDtypeStruct(shape, "float32"))
+    return Recorder(tuple(names), jax.jit(trace))
