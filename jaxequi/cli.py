@@ -62,7 +62,8 @@ def parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them or with the config file is bad input."""
     try:
         rest = flags.FLAGS(argv)
-        file = config_flags.get_config_filename(flags.FLAGS["config"]) or ""
+        flag = flags.FLAGS["config"]
+        file = config_flags.get_config_filename(flag) if flag.present else ""
         if file and not os.path.exists(file.partition(":")[0]):
             raise ValueError(f"there is no config file {file.partition(':')[0]!r}")
         return rest

@@ -25,11 +25,6 @@ from jaxequi.names import unknown
 from jaxequi.train import checkpoint
 from jaxequi.types import PyTree
 
-_FILE = flags.DEFINE_string("file", None, "The file to be written.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-_EPOCH = flags.DEFINE_integer("epoch", 0, "The epoch at which their training would go on.")
-_BACKBONE = flags.DEFINE_bool("backbone", False, "Write the backbone alone.")
-
 _TABLES = {"resnet": sie.TABLE, "torchvision_resnet": torchvision.TABLE}
 
 
@@ -80,18 +75,19 @@ def main(argv: list[str]) -> int:
     """Export the run of the command line."""
     logging.set_verbosity(logging.ERROR)
     try:
-        if len(argv) != 2 or not _FILE.value:
+        given = flags.FLAGS
+        if len(argv) != 2 or not given.file:
             raise ValueError("give the folder of a run and --file=FILE.pth; --help says more")
-        run, file = pathlib.Path(argv[1]), pathlib.Path(_FILE.value)
+        run, file = pathlib.Path(argv[1]), pathlib.Path(given.file)
         step, config, params, extra = checkpoint.read_network(
-            run.absolute() / trained.FOLDER, _STEP.value
+            run.absolute() / trained.FOLDER, given.step
         )
         variables = {"params": params, **extra}
-        if _BACKBONE.value or config["method"] is None:
+        if given.backbone or config["method"] is None:
             written: dict[str, Any] = backbone_state_dict(variables)
         elif config["backbone"]["name"] == "resnet":
             state = state_dict(config, variables)
-            written = sie_checkpoint(state, config, _EPOCH.value)
+            written = sie_checkpoint(state, config, given.epoch)
         else:
             written = state_dict(config, variables)
         files.write_pth(file, written)
@@ -102,4 +98,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("file", None, "The file to be written.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+    flags.DEFINE_integer("epoch", 0, "The epoch at which their training would go on.")
+    flags.DEFINE_bool("backbone", False, "Write the backbone alone.")
     app.run(main, flags_parser=cli.parse)

@@ -40,7 +40,7 @@ def read_pth(file: str | pathlib.Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{file} is no file of torch, or is cut off: {str(error).splitlines()[0]}"
+            f"{file} is no file of torch, or is cut off: {type(error).__name__} {str(error)[:80]}"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{file} holds a {type(loaded).__name__}, not a dict of tensors")

@@ -30,10 +30,6 @@ from jaxequi.interop.tables import resnet, sie, torchvision
 from jaxequi.train.checkpoint import Checkpoints
 from jaxequi.types import PyTree
 
-_FILE = flags.DEFINE_string("file", None, "The file of torch.")
-_TORCHVISION = flags.DEFINE_string("torchvision", None, "The torchvision ResNet that it is of.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to be made.")
-
 _CLASSES = "evaluator.classifier_repr.weight"  # its rows are the classes; SIE's every method has it
 
 
@@ -143,12 +139,13 @@ def main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unknown argument {argv[1]!r}; --help says which there are")
-        if not _FILE.value:
+        given = flags.FLAGS
+        if not given.file:
             raise ValueError("give --file=FILE.pth; --help says more")
-        workdir = pathlib.Path(_WORKDIR.value or pathlib.Path(_FILE.value).with_suffix(""))
-        state, epoch = state_of(files.read_pth(_FILE.value))
-        if _TORCHVISION.value:
-            variables, config = torchvision_variables(state, _TORCHVISION.value)
+        workdir = pathlib.Path(given.workdir or pathlib.Path(given.file).with_suffix(""))
+        state, epoch = state_of(files.read_pth(given.file))
+        if given.torchvision:
+            variables, config = torchvision_variables(state, given.torchvision)
         else:
             config = cli.config()[0].copy_and_resolve_references()
             variables, whole = sie_variables(state, config)
@@ -163,4 +160,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("file", None, "The file of torch.")
+    flags.DEFINE_string("torchvision", None, "The torchvision ResNet that it is of.")
+    flags.DEFINE_string("workdir", None, "Folder of the run to be made.")
     app.run(main, flags_parser=cli.parse)
