@@ -216,10 +216,6 @@ def _dot(a: Vector, b: Vector) -> Array:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _largest(vector: Vector) -> Array:
-    return jnp.maximum(jnp.maximum(vector[0], vector[1]), vector[2])
-
-
 def _smoothstep(x: Array) -> Array:
     x = jnp.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
@@ -240,10 +236,12 @@ def _meet_cube(start: Vector, along: Vector) -> tuple[Array, Array]:
     middle = [-s * i for s, i in zip(start, inverse)]
     reach = [jnp.abs(i) for i in inverse]
     enter = [m - r for m, r in zip(middle, reach)]
-    entry = _largest(enter)
-    leave = -_largest([-m - r for m, r in zip(middle, reach)])
-    face = jnp.where(entry == enter[0], 0, jnp.where(entry == enter[1], 1, 2))
-    return jnp.where((entry < leave) & (entry > 0), entry, _FAR), face
+    leave = [m + r for m, r in zip(middle, reach)]
+    entry = functools.reduce(jnp.maximum, enter)
+    exists = (entry > 0) & (entry < functools.reduce(jnp.minimum, leave))
+    last = jnp.where(enter[1] > enter[2], 1, 2)
+    face = jnp.where(enter[0] > jnp.maximum(enter[1], enter[2]), 0, last)
+    return jnp.where(exists, entry, _FAR), face
 
 
 def _tagged(distance: Array, surface: Array | int) -> Array:

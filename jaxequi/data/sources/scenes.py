@@ -159,11 +159,13 @@ class Scenes:
         rows, views = np.divmod(missing, self.num_views)
         parts = Parts(*(array[rows] for array in self.parts))
         rendered = render(parts, self.latents[rows, views], self.image_size)
-        rendered.flags.writeable = False
-        new = dict(zip(missing.tolist(), rendered))
+        # Copies: a slice would keep the whole array of this reading alive.
+        new = {key: picture.copy() for key, picture in zip(missing.tolist(), rendered)}
+        for picture in new.values():
+            picture.flags.writeable = False
         with self._lock:
             for key, picture in new.items():
                 if len(self._cache) >= self._cache_room:
                     break
-                self._cache[key] = picture.copy()  # a slice would keep all of `rendered` alive
+                self._cache[key] = picture
         return found | new
