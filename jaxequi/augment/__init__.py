@@ -18,7 +18,7 @@ from jaxequi import pipes
 from jaxequi.augment.blur import gaussian_blur, gaussian_blur_3x3
 from jaxequi.augment.colour import color_jitter, grayscale, solarize
 from jaxequi.augment.geometry import circle_crop, random_erasing, rotate_batch, shift
-from jaxequi.augment.mixing import Mixing, mixing
+from jaxequi.augment.mixture import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
 from jaxequi.types import Batch
