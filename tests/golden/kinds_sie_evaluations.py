@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from case import Case, close
 from flax import traverse_util
 
 from configs import sie as sie_config
-from jaxequi.evals import prediction, retrieval
+from jaxequi.evals import heads, prediction, retrieval
 from jaxequi.groups import quaternions
-from jaxequi.interop import import_torch
+from jaxequi.interop import import_torch, mapping
 from jaxequi.interop.tables import sie as sie_table
+from jaxequi.methods import _frozen
 from jaxequi.nn.heads import Hypernetwork
+from jaxequi.nn.norm import BatchNorm
+from jaxequi.train import optim
+from jaxequi.train.state import initialise
+from jaxequi.train.step import make_train_step
 
 VIEWS = 50
 
@@ -47,6 +54,88 @@ def retrieval_metrics(case: Case):
         latents = [sets[name]["latent"].reshape(-1, 7) for name in ("train", "val")]
         dots = prediction.agreement(latents[1], np.concatenate(latents)[at])
         close(dots, case[f"out/{folder}/PRE/val-all/dots"], rtol=0, atol=1e-6, name="dots")
+
+
+class StandIn(nn.Module):
+    """The backbone of the evaluation cases: Linear without bias, BatchNorm, ReLU."""
+
+    features: int = 512
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(self.features, use_bias=False, name="linear")(x)
+        return nn.relu(BatchNorm(use_running_average=not train, name="norm")(x))
+
+
+def evaluation(case: Case):
+    meta, x, param = case.meta, jnp.asarray(case["in/x"]).swapaxes(1, 2), case.under("param")
+    steps, size, width = meta["steps"], x.shape[1], StandIn.features
+    name = {"classification": "classification", "color": "color"}.get(meta["case"].split("_")[1])
+    name = name or {"quat": "rotation", "euler": "euler"}[meta["target"]]
+    part = "all" if meta["equi_dims"] == width else "equivariant"
+    part = "invariant" if meta["inv_part"] else part
+    known = _frozen.task(name, 55)
+    target = jnp.asarray(case["in/target"])
+    # the case has the targets themselves: one batch a step, by its number
+    stored = known._replace(target=lambda batch: target[batch["index"][0]])
+    head = _frozen.head(name, part, "linear", width, meta["equi_dims"])
+    method = _frozen.make([head], {name: stored}, StandIn())
+    optimizer = optim.make(
+        "adam",
+        learning_rate=meta["lr"],
+        weight_decay=meta["wd"],
+        batch_size=size,
+        total_steps=steps,
+    )
+    step = make_train_step(
+        method, optimizer, lambda key, batch: batch, total_steps=steps, steps_per_epoch=steps
+    )
+    batches = [{"views": x[i], "index": jnp.full(size, i)} for i in range(steps + 1)]
+
+    table = mapping.by_module(lambda path: {"linear": "0", "norm": "1"}[path])
+    drawn = initialise(method, optimizer, jax.random.key(0), batches[0])
+    backbone = {k.removeprefix("backbone."): v for k, v in param.items() if "backbone" in k}
+    backbone = mapping.from_torch(backbone, drawn.extra["backbone"], table)
+    weights = {"kernel": param["head.weight"].T, "bias": param["head.bias"]}
+    params = {head.name: {"linear_0": weights}}
+    state = drawn.replace(
+        params=params, extra={"backbone": backbone}, opt_state=optimizer.init(params)
+    )
+
+    def gradient(params, extra, batch):
+        return jax.grad(method.loss, has_aux=True)(params, extra, batch, None, None)[0]
+
+    first = gradient(state.params, state.extra, batches[0])[head.name]["linear_0"]
+    tolerance = {"rtol": 1e-4, "atol_of_max": 1e-4}
+    close(first["kernel"].T, case["grad/param/head.weight"], **tolerance, name="gradient")
+    close(first["bias"], case["grad/param/head.bias"], **tolerance, name="gradient of bias")
+    losses, measured = [], []
+    step = jax.jit(step)
+    keys = [f"r2/{head.name}"] if known.columns else [f"top1/{head.name}", f"top5/{head.name}"]
+    for batch in batches[:-1]:
+        state, metrics = step(state, batch)
+        losses.append(metrics["loss"])
+        measured.append([metrics[key] for key in keys])
+    close(losses, case["out/train_loss"], **tolerance, name="loss")
+    expected = case["out/train_metric"].reshape(steps, -1)
+    close(measured, expected, rtol=1e-4, atol=1e-4, name="metric")
+    after = mapping.to_torch(state.extra["backbone"], table)
+    for key, value in case.under("out/param_after").items():
+        if key.startswith("backbone") and not key.endswith("num_batches_tracked"):
+            close(after[key.removeprefix("backbone.")], value, **tolerance, name=key)
+    weights = state.params[head.name]["linear_0"]
+    close(weights["kernel"].T, case["out/param_after/head.weight"], **tolerance, name="head")
+    close(weights["bias"], case["out/param_after/head.bias"], **tolerance, name="head's bias")
+
+    outputs = method.encode(state.params, state.extra, batches[-1]["views"])["heads"]
+    output = np.asarray(outputs[head.name])
+    close(output.reshape(size, -1), case["out/val_output"], **tolerance, name="validation")
+    scored = known._replace(target=lambda features: np.asarray(target[-1]))
+    scores = heads.evaluate({"heads": {head.name: output}}, {name: scored})
+    for ours in ("r2", "mse", "top1", "top5"):
+        if f"out/val_{ours}" in case:
+            theirs = np.ravel(case[f"out/val_{ours}"])[0]
+            close(scores[f"{ours}/{head.name}"], theirs, rtol=1e-4, atol=1e-4, name=ours)
 
 
 VARIANTS = {  # their class -> the variant of configs/sie.py
@@ -87,6 +176,7 @@ def checkpoint_manifest(case: Case):
 
 
 EVALUATIONS = {
+    "eval": evaluation,
     "checkpoint_manifest": checkpoint_manifest,
     "retrieval_metrics": retrieval_metrics,
 }
