@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxequi.evals import turned
 from jaxequi.groups import quaternions
+from jaxequi.probes import pictures
 from jaxequi.train import log
 from jaxequi.train.loop import CONFIG_FILE, EXAMPLES_FILE
 
@@ -157,7 +159,13 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     for file in sorted(workdir.glob("features_*.npz")):
         arrays, which = _load(file), file.stem.partition("_")[2]
         made[f"Singular values ({which})"] = (f"spectrum_{which}", spectrum(arrays))
-        made[f"Principal components ({which})"] = (f"projection_{which}", projection(arrays))
+        if arrays["representation"].shape[-1] > 1:
+            made[f"Principal components ({which})"] = (f"projection_{which}", projection(arrays))
+        if "turned_logits" in arrays:
+            angles = pictures.circle(
+                {which: turned.accuracies(arrays["turned_logits"], arrays["label"])}
+            )
+            made[f"Accuracy by angle ({which})"] = (f"angles_{which}", angles)
 
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)

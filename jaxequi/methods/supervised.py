@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic
+from jaxequi.groups.rotation import rotate
 from jaxequi.nn.heads import Linear
 from jaxequi.objectives import classification
 from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
@@ -39,18 +40,25 @@ class Classifier(nn.Module):
         return representation, logits.astype(jnp.float32)
 
 
-def make(backbone: nn.Module, num_classes: int, dtype: Any = jnp.float32) -> Method:
+def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp.float32) -> Method:
     """Make the method.
 
     A batch has one view. `encode` gives `representation` f32[B, 1, R], `logits` f32[B, 1, K] and
-    `turned_logits` f32[B, 4, K] of the images turned by 0, 90, 180 and 270 degrees. Metrics are the
-    `accuracy` and the `loss` of the training batch.
+    `turned_logits` f32[B, turns, K] of the images turned by 0, 1, ... times 360 / turns degrees:
+    quarter turns move pixels, all others interpolate with 0 outside (`groups.rotation`). A metric
+    is the `accuracy` on the training batch.
 
     Args:
       backbone: a module with `(images f32[B, H, W, 3], train) -> f32[B, R]`.
       num_classes: K.
+      turns: at how many angles `encode` classifies; 4 for unseen accuracy, 36 for a circle.
       dtype: of the computation.
+
+    Raises:
+      ValueError: fewer than one turn.
     """
+    if turns < 1:
+        raise ValueError(f"turns={turns}: the upright image is one; take 1, 4 or 36")
     network = Classifier(backbone, num_classes, dtype)
 
     def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -76,12 +84,16 @@ def make(backbone: nn.Module, num_classes: int, dtype: Any = jnp.float32) -> Met
     def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
         images = _images({"views": views})
 
-        def classify(turns: int) -> tuple[Array, Array]:
-            turned = planar.act(cyclic(4), turns, images)
+        def classify(turn: int) -> tuple[Array, Array]:
+            quarters, part = divmod(4 * turn, turns)
+            if part:
+                turned = rotate(images, 360 * turn / turns)
+            else:
+                turned = planar.act(cyclic(4), quarters, images)
             return network.apply({"params": params, **extra}, turned, False)  # type: ignore[return-value]
 
         representation, logits = classify(0)
-        turned_logits = [logits, *(classify(turns)[1] for turns in (1, 2, 3))]
+        turned_logits = [logits, *(classify(turn)[1] for turn in range(1, turns))]
         return {
             "representation": representation[:, None],
             "logits": logits[:, None],

@@ -20,8 +20,8 @@ from jaxequi.types import Array
 class OneGConv(nn.Module):
     """Images f32[B, H, W, I] to f32[B, O]: a 3x3 layer of stride 2, mean of pixels, max of slices.
 
-    There is no activation: on a size that the stride fits (odd), an image and its rotation have the
-    same representation whatever the weights.
+    It sees the mean of the colours. There is no activation: on a size that the stride fits (odd),
+    an image and its rotation have the same representation whatever the weights.
 
     Attributes:
       group: the group G.
@@ -36,6 +36,7 @@ class OneGConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         del train
+        x = jnp.mean(x, -1, keepdims=True)  # the reference's pictures have one channel
         conv = LiftingConv(
             self.features,
             self.group,

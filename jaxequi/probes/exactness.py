@@ -16,12 +16,12 @@ judges where a network *samples*, and takes its filters, norms and nonlinearitie
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,16 +97,18 @@ class Geometry:
         return reads if fits and joined else []
 
 
-def trace(fn: Callable[[jax.Array], Any], shape: tuple[int, ...]) -> Geometry:
+def trace(fn: Callable[..., Any], shape: tuple[int, ...], *arguments: Any) -> Geometry:
     """Read the windows of a program.
 
     Args:
-      fn: images f32[B, H, W, C] -> anything; traced, not run.
+      fn: (images f32[B, H, W, C], *arguments) -> anything; traced, not run.
       shape: [B, H, W, C].
+      arguments: trees of arrays or of `jax.ShapeDtypeStruct`, such as a network's variables.
     """
-    closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(shape, jnp.float32), *arguments)
     reader = _Reader()
-    reader.read(closed.jaxpr, [_Pixels(IMAGE, (1, 2))], "")
+    others = len(closed.jaxpr.invars) - 1
+    reader.read(closed.jaxpr, [_Pixels(IMAGE, (1, 2)), *[None] * others], "")
     return Geometry(tuple(reader.windows), frozenset(reader.joins), tuple(reader.unjudged))
 
 
@@ -196,21 +198,44 @@ MOST_PADDING = 3
 """How many pixels of padding, over all layers, the search for a repair adds or takes away."""
 
 
-def judge(fn: Callable[[jax.Array], Any], shape: tuple[int, ...], group: Group) -> Verdict:
-    """Predict where a network breaks a group on images of a size.
+def judge_network(network: nn.Module, shape: tuple[int, ...], group: Group) -> Verdict:
+    """Predict where a module `(images, train) -> ...` breaks a group; it needs no variables."""
+
+    def variables() -> Any:
+        return network.init(jax.random.key(0), jnp.zeros(shape), False)
+
+    def apply(images: jax.Array, values: Any) -> Any:
+        return network.apply(values, images, False)
+
+    return judge(apply, shape, group, jax.eval_shape(variables))
+
+
+def judge(fn: Callable[..., Any], shape: tuple[int, ...], group: Group, *arguments: Any) -> Verdict:
+    """Predict where a program breaks a group on images of a size.
 
     Args:
-      fn: images f32[B, H, W, C] -> anything, such as a bound `model.apply`; traced, not run.
+      fn: (images f32[B, H, W, C], *arguments) -> anything; traced, not run.
       shape: [B, H, W, C].
       group: the group; of elements off the grid (45 degrees) nothing is said.
+      arguments: as of `trace`.
 
     Returns:
       The verdict; `print` shows it.
     """
-    geometry = trace(fn, shape)
+    geometry = trace(fn, shape, *arguments)
     size = shape[1], shape[2]
     breaks = tuple(_breaks(geometry, size, group))
-    exact_at = functools.partial(_exact_at, fn, shape, geometry, group)
+
+    def exact_at(n: int) -> bool:
+        """By arithmetic, then by a new trace: `SAME` depends on sizes, a model may refuse one."""
+        if not _exact(geometry, (n, n), group):
+            return False
+        try:
+            traced = trace(fn, (shape[0], n, n, shape[3]), *arguments)
+        except ValueError:
+            return False
+        return not any(_breaks(traced, (n, n), group))
+
     step = math.prod(max(w.strides) for w in geometry.windows)
     reach = range(1, min(2 * step, 256) + 1)
     below = (max(size) - d for d in reach if max(size) - d > 0)
@@ -285,20 +310,6 @@ def _exact(
         for i, (w, n) in enumerate(zip(geometry.windows, reads))
         for a in axes
     )
-
-
-def _exact_at(fn, shape, geometry: Geometry, group: Group, n: int) -> bool:
-    """Whether square images of n pixels are exact: by arithmetic, then confirmed by a new trace.
-
-    Paddings may depend on the size (`SAME`), and a model may refuse one.
-    """
-    if geometry.windows and not _exact(geometry, (n, n), group):
-        return False
-    try:
-        traced = trace(fn, (shape[0], n, n, shape[3]))
-    except ValueError:
-        return False
-    return not any(_breaks(traced, (n, n), group))
 
 
 def _repair(

@@ -1,7 +1,7 @@
-"""Accuracy on turned images: by quarter turns, and over the whole circle.
+"""Accuracy over the whole circle: the same images turned by angle after angle.
 
-Edixhoven, Lengyel and van Gemert (2023); `classification/train.py` validation_step, and the sweeps
-of `rotmnist/trainer.py` and `imagenet/evaluate_rotated`.
+Edixhoven, Lengyel and van Gemert (2023); the sweeps of `rotmnist/trainer.py` and
+`imagenet/evaluate_rotated`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,6 @@ from jaxequi.groups.rotation import rotate
 from jaxequi.types import Array
 
 CIRCLE = tuple(range(0, 360, 10))
-
-
-def seen_and_unseen(turned_logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy on upright images, and on all four quarter turns together.
-
-    Args:
-      turned_logits: f32[N, 4, K], upright first.
-      labels: i32[N].
-
-    Returns:
-      `accuracy/seen`, and `accuracy/unseen`: the mean of all four angles, the upright one included.
-    """
-    right = np.argmax(turned_logits, -1) == np.asarray(labels)[:, None]
-    return {"accuracy/seen": float(right[:, 0].mean()), "accuracy/unseen": float(right.mean())}
 
 
 def sweep(

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from case import Case, close
 
+from jaxequi.evals import turned as turned_logits
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.groups.rotation import rotate
@@ -27,7 +28,8 @@ from jaxequi.models.rotmnist import RotMnistNet
 from jaxequi.nn import gconv, pool
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.objectives import classification
-from jaxequi.probes import equivariance, exactness, invariance, layers
+from jaxequi.probes import equivariance, exactness, layers
+from jaxequi.train import optim
 from jaxequi.types import Progress
 
 
@@ -326,7 +328,9 @@ def rotated_evaluation(case: Case):
         close(upright, case[f"out/loss{i}"], rtol=1e-3, atol=1e-3, name="loss")
         turned.append(logits)
         labels.append(y)
-    scores = invariance.seen_and_unseen(np.concatenate(turned), np.concatenate(labels))
+    scores = turned_logits.evaluate(
+        {"turned_logits": np.concatenate(turned), "label": np.concatenate(labels)}
+    )
     close(scores["accuracy/seen"], case["out/acc_seen"], rtol=1e-6, name="seen")
     close(scores["accuracy/unseen"], case["out/acc_unseen"], rtol=1e-6, name="unseen")
 
@@ -413,7 +417,49 @@ def rotations(case: Case):
             assert same > 0.98, f"{angle} degrees: {same} of the pixels agree; the rest are ties"
 
 
+def one_cycle(case: Case):
+    steps, weights = len(case["in/grads"]), jnp.asarray(case["in/w0"])
+    with jax.enable_x64(True):
+        rate = optim.make_schedule("onecycle", case.meta["lr"], steps)
+        close([rate(t) for t in range(steps)], case["out/lr"], rtol=1e-9, name="learning rate")
+    optimizer = optim.make(
+        "adam",
+        learning_rate=case.meta["lr"],
+        schedule="onecycle",
+        weight_decay=case.meta["wd"],
+        total_steps=steps,
+        batch_size=1,
+    )
+    state = optimizer.init(weights)
+    for t in range(steps):
+        updates, state = optimizer.update(jnp.asarray(case["in/grads"][t]), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        beta = next(s for s in state if hasattr(s, "hyperparams")).hyperparams["b1"]
+        close(beta, case["out/beta1"][t], rtol=1e-6, name=f"beta1 {t}")
+        close(weights, case["out/w"][t], rtol=1e-5, atol=1e-6, name=f"weights {t}")
+
+
+def schedules(case: Case):
+    with jax.enable_x64(True):
+        epochs, length = case["out/imagenet_lr"].shape
+        n, drops = epochs * length, (30 / 90, 60 / 90, 80 / 90)
+        rate = optim.make_schedule("drops", 0.1, n, 5 * length, drops)
+        found = np.reshape([rate(t) for t in range(n)], (epochs, length))
+        close(found, case["out/imagenet_lr"], rtol=1e-7, name="ImageNet")
+        rate = optim.make_schedule("drops", 0.01, 50, 0, (0.2, 0.4, 0.6, 0.8), 0.5)
+        close([rate(t) for t in range(50)], case["out/rotmnist_steplr"], rtol=1e-7, name="RotMNIST")
+        drops = tuple(e / 30 for e in (8, 16, 20, 24, 26, 28))
+        rate = optim.make_schedule("drops", 0.001, 30, 0, drops, 0.75)
+        close([rate(t) for t in range(30)], case["out/pcam_multistep"], rtol=1e-7, name="PCAM")
+    logits, labels = jnp.asarray(case["in/logits"]), jnp.asarray(case["in/target"])
+    for k in (1, 5):
+        share = classification.top_k(logits, labels, k)
+        close(100 * share, case[f"out/prec{k}"][0], rtol=1e-6, name=f"top {k}")
+
+
 KINDS = {
+    "onecycle_adam": one_cycle,
+    "schedules": schedules,
     "conv": conv,
     "pool": pooling,
     "bn3d": batch_norm,
@@ -424,4 +470,5 @@ KINDS = {
     "knight": unequivariance,
     "rotmnist_train": rotmnist_training,
     "rotate_tensor": rotations,
+    **kinds_gcnn_data.KINDS,
 }

@@ -1,0 +1,72 @@
+"""One group convolution learns to tell a drawing from its own rotation, if the size lets it.
+
+Edixhoven, Lengyel, van Gemert: Using and Abusing Equivariance, ICCV workshops 2023, arXiv
+2308.11316; `experiments/learning_unequivariance`. A C4 lifting layer (3x3, stride 2, padding 1),
+mean over pixels, maximum over slices, linear layer: 14 parameters, full batch, SGD with momentum.
+
+    python -m jaxequi.main --config=configs/unequivariance.py           # 32 pixels: it learns
+    python -m jaxequi.main --config=configs/unequivariance.py:odd       # 33 pixels: it cannot
+    python -m jaxequi.main --config=configs/unequivariance.py:odd31
+
+On an even size the stride leaves one pixel over at one side, the layer is not equivariant, and the
+two pictures can be told apart. On an odd size both have the same representation whatever the
+weights, so the loss never falls below ln 2 = 0.6931 (chance). The pictures are our own drawing; the
+reference's, a chess knight of the same size and grey levels, ends at 0.009 and at 0.6931.
+
+`paper` is the same: 800 steps are the published experiment.
+
+MEASURED
+"""
+
+from configs import common
+
+SIZES = {"even": 32, "odd": 33, "odd31": 31}
+VARIANTS = {name: {"size": size} for name, size in SIZES.items()}
+LEVELS = (
+    "normalise((0.0, 0.0, 0.0), (0.00392156862745098, 0.00392156862745098, 0.00392156862745098))"
+)
+
+
+def get_config(arg: str | None = None):
+    """Build `"VARIANT,word,..."`; without a variant, the even size."""
+    variant, words = common.variant(arg, VARIANTS, WORDS)
+    config = common.base()
+    config.method = {"name": "supervised", "num_classes": 2}
+    config.backbone = {"name": "one_gconv", "group": "c4"}
+    config.probe = False
+    config.check = "say"  # "error" refuses a network that is not exact
+    config.evals = {"turned": {}}
+    config.show = ("loss", "accuracy")
+
+    part = {"source": {"name": "drawing", **VARIANTS[variant], "copies": 1}}
+    config.train = {**part, "views": ("decode",), "num_views": 1}
+    config.val = {**part, "batch_size": 2, "views": ("decode",), "num_views": 1}
+    config.augment = (LEVELS,)  # grey levels as they are
+    config.batch_size = 2
+    config.mesh.data = 1  # two pictures do not divide over more devices
+    config.total_steps = 800
+    config.optimizer = {"name": "sgd", "learning_rate": 1e-3, "momentum": 0.9}
+    config.log_every_steps = 50
+    config.eval_every_steps = 800
+    config.save_every_steps = 800
+    for word in words:
+        WORDS[word](config)
+    return config
+
+
+def _paper(config) -> None:
+    """The published experiment, which is the default."""
+
+
+def _smoke(config) -> None:
+    """Three steps."""
+
+    def shrink(config):
+        for part in (config.train, config.val):
+            part.source.copies = 4
+        config.val.batch_size = 8
+
+    common.smoke(config, shrink)
+
+
+WORDS = {"paper": _paper, "smoke": _smoke}

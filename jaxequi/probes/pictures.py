@@ -1,0 +1,104 @@
+"""Figures of broken and kept symmetry: maps side by side, error curves, accuracy over a circle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxequi.groups import planar
+from jaxequi.groups.planar import Group
+from jaxequi.probes import layers
+from jaxequi.probes.equivariance import Errors
+from jaxequi.types import Array
+
+
+def feature_maps(
+    fn: Callable[[Array], Any],
+    image: np.ndarray,
+    group: Group,
+    element: int = 1,
+    keep: Callable[[str], bool] | None = None,
+    regular: bool = True,
+) -> Figure:
+    """Draw, layer by layer, the moved map of an image, the map of the moved image, and their gap.
+
+    Args:
+      fn: images f32[B, H, W, C] -> anything, by Linen modules.
+      image: f32[H, W, C].
+      group: the group; `element` moves the image.
+      element: index of the element.
+      keep: names of the layers to draw; None draws all.
+      regular: whether maps are regular fields of the group; the first field's slice that came from
+        slice 0 is drawn.
+    """
+    x = jnp.asarray(image)[None]
+    recorder = layers.recorder(fn, x.shape, keep)
+    upright, moved = recorder.run(x), recorder.run(planar.act(group, element, x))
+    act = planar.act_on_field if regular else planar.act
+    turned = planar.act(group, element, x)
+    rows: list[tuple[str, Any, Any]] = [("image", turned, turned)]
+    for name, a, b in zip(recorder.names, upright, moved):
+        if a.ndim == 4:
+            rows.append((name, act(group, element, a), b))
+    figure = Figure(figsize=(7.2, 2.1 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    titles = (f"map, then {group.labels[element]}", f"{group.labels[element]}, then map", "gap")
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=10)
+    for line, (name, *maps) in zip(axes, rows):
+        channel = element if regular and name != "image" else 0
+        a, b = (np.asarray(m)[0, ..., channel] for m in maps)
+        low, high = min(a.min(), b.min()), max(a.max(), b.max())
+        gap = np.abs(a - b)
+        for axis, picture in zip(line, (a, b)):
+            axis.imshow(picture, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+        line[2].imshow(gap, vmin=0, vmax=high - low, cmap="magma", interpolation="nearest")
+        line[0].set_ylabel(f"{name}\n{a.shape[0]} x {a.shape[1]}", fontsize=8)
+        line[2].set_ylabel(f"largest {gap.max():.1g}", fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def error_curves(measured: Mapping[str, Errors]) -> Figure:
+    """Draw the relative error of every layer, worst element, one curve for each measurement."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    longest: Sequence[str] = max((e.layers[:-1] for e in measured.values()), key=len)
+    for label, errors in measured.items():
+        worst = np.maximum(errors.relative[:-1].max(1), 1e-9)
+        axis.semilogy(worst, "o-", ms=3, label=label)
+    axis.set_xticks(range(len(longest)), longest, rotation=90, fontsize=6)
+    axis.set_ylabel("relative equivariance error")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def circle(accuracies: Mapping[str, np.ndarray]) -> Figure:
+    """Draw accuracies f64[A] at angles 0, 1, ... times 360 / A degrees on a polar axis, closed."""
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    axis = figure.add_subplot(projection="polar")
+    for label, found in accuracies.items():
+        angles = np.linspace(0, 2 * np.pi, len(found) + 1)
+        axis.plot(angles, np.append(found, found[0]), label=f"{label} (mean {np.mean(found):.3f})")
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.1, -0.16))
+    return figure
+
+
+def unlearning(losses: Mapping[str, np.ndarray]) -> Figure:
+    """Draw losses f64[T] of the learned-unequivariance experiment, with chance at ln 2."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for label, values in losses.items():
+        axis.plot(values, label=label)
+    axis.axhline(np.log(2), color="grey", ls=":", lw=1, label="ln 2: a guess")
+    axis.set(xlabel="step", ylabel="cross-entropy", ylim=(0, 1))
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,218 @@
+"""The prediction: hand numbers for single layers, the reference's table, and the measurement."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxequi.groups.planar import cyclic, dihedral
+from jaxequi.models import gresnet, one_gconv, rotmnist
+from jaxequi.models.gresnet import GResNet
+from jaxequi.nn.gconv import LiftingConv
+from jaxequi.nn.pool import MaxPool, avg_pool
+from jaxequi.probes import equivariance
+from jaxequi.probes.exactness import judge, judge_network, trace
+
+
+def bound(network, shape, key=0):
+    """Images to the output of a network with fresh variables."""
+    draw = jax.jit(lambda key: network.init(key, jnp.zeros(shape), False))
+    variables = draw(jax.random.key(key))
+    return lambda x: network.apply(variables, x, False)
+
+
+# kernel, stride, padding -> the sizes that are exact
+LAYERS = {
+    (3, 2, 1): lambda n: n % 2 == 1,
+    (1, 2, 0): lambda n: n % 2 == 1,
+    (5, 2, 2): lambda n: n % 2 == 1,
+    (4, 2, 1): lambda n: n % 2 == 0,
+    (2, 2, 0): lambda n: n % 2 == 0,
+    (3, 3, 0): lambda n: n % 3 == 0,
+    (5, 2, 1): lambda n: n % 2 == 1,
+    (4, 1, 0): lambda n: True,
+}
+
+
+@pytest.mark.parametrize("geometry", LAYERS, ids=str)
+def test_single_layers(geometry):
+    k, s, p = geometry
+
+    def conv(x):
+        return jax.lax.conv_general_dilated(
+            x,
+            jnp.zeros((k, k, 1, 1)),
+            (s, s),
+            ((p, p), (p, p)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    for fn in (conv, lambda x: avg_pool(x, k, s, p), lambda x: MaxPool(k, s, p).apply({}, x)):
+        for n in range(8, 14):
+            verdict = judge(fn, (1, n, n, 1), cyclic(4))
+            assert verdict.exact == LAYERS[geometry](n)
+            if not verdict.exact:
+                assert LAYERS[geometry](verdict.smaller)
+                assert LAYERS[geometry](verdict.larger)
+
+
+@functools.cache
+def table():
+    """Networks of the reference, and its exact input sizes."""
+    small = {"width": 1}
+    eight, four = (lambda n: n % 8 == 1), (lambda n: n % 4 == 1)
+    return {
+        "p4resnet18": (gresnet.make("p4resnet18", **small), eight, (25, 28, 31, 32, 33, 224, 225)),
+        "resnet18": (gresnet.make("resnet18", **small), eight, (32, 33)),
+        "p4mresnet44": (gresnet.make("p4mresnet44", **small), four, (29, 31, 32, 33, 35, 96, 97)),
+        "gcp4resnet44": (gresnet.make("gcp4resnet44", **small), four, (32, 33)),
+        "pcam_p4resnet44": (gresnet.make("pcam_p4resnet44"), four, (96, 97)),
+        "one pool": (rotmnist.make(pools=1), lambda n: n % 2 == 0, (27, 28, 29, 30)),
+        "two pools": (rotmnist.make(pools=2), lambda n: n % 4 == 0, (24, 27, 28, 29, 30)),
+        "one layer": (one_gconv.make(), lambda n: n % 2 == 1, (31, 32, 33)),
+    }
+
+
+@pytest.mark.parametrize("name", table())
+def test_the_sizes_of_the_reference(name):
+    network, fits, sizes = table()[name]
+    group = network.group if network.group.order > 1 else cyclic(4)
+    for n in sizes:
+        shape = (1, n, n, 3)
+        verdict = judge_network(network, shape, group)
+        assert verdict.exact == fits(n), f"{n} pixels"
+        assert verdict.unjudged == ()
+        if not verdict.exact:
+            nearest = [n - d for d in range(1, n) if fits(n - d)], [n + d for d in range(1, 9)]
+            assert verdict.smaller == nearest[0][0]
+            assert verdict.larger == next(m for m in nearest[1] if fits(m))
+
+
+def test_says_where_and_why():
+    network = gresnet.make("p4mresnet44", width=1)
+    verdict = judge_network(network, (1, 32, 32, 3), dihedral(4))
+    first = verdict.breaks[0]
+    assert (first.layer.layer, first.reads) == ("layer2_0/conv1", (32, 32))
+    text = str(verdict)
+    assert "NOT equivariant from layer2_0/conv1 on" in text
+    assert "(32 + 2*1 - 3) mod 2 = 1" in text
+    # of D4 only the transposition reverses no axis
+    assert "breaks 6 of 7 elements; kept: mirror, turn 90" in text
+    assert "nearest exact sizes: 29 and 33" in text
+    assert verdict.padding is None  # the stride is even: two more pixels never mend it
+
+    verdict = judge_network(network, (1, 31, 31, 3), dihedral(4))
+    first = verdict.breaks[0]
+    assert (first.layer.layer, first.reads) == ("layer3_0/conv1", (16, 16))
+    assert verdict.padding == (("stem", 1, 2),)
+    assert "stem 1 -> 2" in str(verdict)
+
+
+@pytest.mark.parametrize("n", [7, 8, 10, 11])
+def test_the_padding_it_advises_is_exact(n):
+    class Net(nn.Module):
+        paddings: dict
+
+        @nn.compact
+        def __call__(self, x, train):
+            for name, stride in (("a", 3), ("b", 2), ("c", 1)):
+                padding = self.paddings.get(name, 0)
+                conv = LiftingConv(2, cyclic(1), strides=stride, padding=padding, name=name)
+                x = conv(x)
+            return x
+
+    shape = (1, 3 * n + 1, 3 * n + 1, 1)
+    verdict = judge_network(Net({}), shape, cyclic(4))
+    assert not verdict.exact
+    if verdict.padding:
+        mended = Net({layer: then for layer, _, then in verdict.padding})
+        assert judge_network(mended, shape, cyclic(4)).exact
+
+
+def test_uneven_padding_breaks_at_any_size():
+    def same(x):
+        return nn.Conv(1, (3, 3), (2, 2)).init_with_output(jax.random.key(0), x)[0]
+
+    assert judge(same, (1, 9, 9, 1), cyclic(4)).exact
+    verdict = judge(same, (1, 8, 8, 1), cyclic(4))
+    assert "padding 0 before, 1 behind" in str(verdict)
+    assert (verdict.smaller, verdict.larger) == (7, 9)
+    assert not judge(lambda x: x[:, 1:], (1, 9, 9, 1), cyclic(4)).exact
+    assert not judge(
+        lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), (1, 9, 9, 1), cyclic(4)
+    ).exact
+    assert judge(lambda x: x[:, ::2, ::2], (1, 9, 9, 1), cyclic(4)).exact
+
+
+def test_each_group_has_its_own_demands():
+    def columns(x):
+        return x[:, :, ::2]
+
+    shape = (1, 8, 8, 1)  # even rows are kept, even columns are sampled off centre
+    assert not judge(columns, shape, dihedral(1)).exact
+    assert judge(lambda x: x[:, ::2], shape, dihedral(1)).exact
+    assert not judge(columns, (1, 9, 9, 1), cyclic(4)).exact  # a quarter turn changes the grid
+    assert judge(columns, (1, 9, 9, 1), cyclic(2)).exact
+    assert judge(columns, (1, 8, 8, 1), cyclic(1)).exact
+    assert not judge(lambda x: x + 0, (1, 8, 9, 1), cyclic(4)).breaks
+    eight = judge(lambda x: x[:, ::2, ::2], shape, cyclic(8))
+    assert eight.breaks[0].elements == (2, 4, 6)
+    assert "not judged" in str(eight)
+
+
+def test_owns_up_to_what_it_cannot_judge():
+    verdict = judge(lambda x: x.reshape(1, -1) @ jnp.ones((64, 2)), (1, 8, 8, 1), cyclic(4))
+    assert verdict.unjudged == ("the network (reshape)",)
+
+
+def test_follows_choices_by_platform_and_inner_programs():
+    def conv(x):
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    @jax.jit
+    def fn(x):
+        x = jax.lax.platform_dependent(x, cpu=lambda x: x[:, 0::2, 1::2], default=conv)
+        return jax.checkpoint(lambda x: jnp.mean(x, (1, 2)))(x)
+
+    geometry = trace(fn, (1, 8, 8, 1))
+    assert [w.kind for w in geometry.windows] == ["pooling"]
+
+
+NETWORKS = {
+    "c4": (GResNet(cyclic(4), (2, 2, 2), (1, 1, 1)), (13, 14, 15)),
+    "d4": (GResNet(dihedral(4), (2, 2, 2), (1, 1, 1)), (13, 16)),
+    "d1": (GResNet(dihedral(1), (2, 2), (1, 1)), (9, 10)),
+    "d2": (GResNet(dihedral(2), (2, 2), (1, 1)), (9, 10)),
+    "c4, g": (GResNet(cyclic(4), (2, 2), (1, 1), "g"), (9, 10)),
+    "d4, gc": (GResNet(dihedral(4), (2, 2, 2, 2), (1, 1, 1, 1), "gc"), (17, 19)),
+    "one pool": (rotmnist.make(planes=2, pools=1), (14, 15)),
+    "two pools": (rotmnist.make(planes=2, pools=2), (16, 18)),
+    "one layer": (one_gconv.make("d4"), (8, 9)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_prediction_is_measurement(name):
+    network, sizes = NETWORKS[name]
+    group = network.group
+    for n in sizes:
+        shape = (2, n, n, 3)
+        fn = bound(network, shape)
+        verdict = judge(fn, shape, group)
+        images = np.asarray(jax.random.normal(jax.random.key(1), shape))
+        errors = equivariance.measure(fn, images, group)
+        maps = errors.relative[:-1]
+        if verdict.exact:
+            assert maps.max() < 1e-5
+            continue
+        first = verdict.breaks[0]
+        assert errors.first_above(1e-3) == first.layer.layer
+        at = list(errors.layers).index(first.layer.layer)
+        broken = np.isin(np.arange(group.order), first.elements)
+        assert maps[at][broken].min() > 1e-2
+        assert maps[at][~broken].max() < 1e-5
