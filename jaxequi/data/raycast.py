@@ -113,7 +113,7 @@ class _Posed(NamedTuple):
     light: Array  # f32[P, N, 3], where it takes the spot light
     center: Array  # f32[P, N, 3]
     outline: Array  # f32[P, N], area of the part seen from above, divided by pi
-    surface: Array  # f32[N, surfaces, 15], three rows of a matrix, an offset, and the albedo:
+    surface: Array  # f32[N, surfaces, 12], upper triangle of a symmetric matrix, offset, albedo:
     #   matrix @ point + offset is a normal, of any length, at a point of the surface
 
 
@@ -143,19 +143,18 @@ def _pose(parts: Parts, latents: np.ndarray) -> tuple[_Posed, _Lighting]:
     ellipse, hexagon = np.sqrt((faces**2).sum(-1)), 4 / np.pi * np.abs(faces).sum(-1)
     outline = np.concatenate([ellipse[:ELLIPSOIDS], hexagon[ELLIPSOIDS:]])
 
-    surface = np.zeros((len(latents), _FLOOR + 1, 5, 3))
+    surface = np.zeros((len(latents), _FLOOR + 1, 12))
     balls, boxes, plane = np.split(np.swapaxes(surface, 0, 1), [ELLIPSOIDS, _FLOOR])
     gradient = np.einsum("pnji,pnjk->pnik", to_unit[:ELLIPSOIDS], to_unit[:ELLIPSOIDS])
-    balls[:, :, :3] = gradient
-    balls[:, :, 3] = -np.einsum("pnij,pnj->pni", gradient, center[:ELLIPSOIDS])
-    balls[:, :, 4] = albedo[:ELLIPSOIDS]
-    boxes[:, :, 3] = np.moveaxis(axes[ELLIPSOIDS:], 2, 1).reshape(-1, len(latents), 3)
-    boxes[:, :, 4] = np.repeat(albedo[ELLIPSOIDS:], 3, axis=0)
-    plane[:, :, 3] = [0, 0, 1]
-    plane[:, :, 4] = floor
+    balls[..., :6] = gradient[..., *np.triu_indices(3)]
+    balls[..., 6:9] = -np.einsum("pnij,pnj->pni", gradient, center[:ELLIPSOIDS])
+    balls[..., 9:] = albedo[:ELLIPSOIDS]
+    boxes[..., 6:9] = np.moveaxis(axes[ELLIPSOIDS:], 2, 1).reshape(-1, len(latents), 3)
+    boxes[..., 9:] = np.repeat(albedo[ELLIPSOIDS:], 3, axis=0)
+    plane[..., 6:9] = [0, 0, 1]
+    plane[..., 9:] = floor
 
-    table = surface.reshape(len(latents), -1, 15)
-    posed = _Posed(to_unit, camera, light, center, outline, table)
+    posed = _Posed(to_unit, camera, light, center, outline, surface)
     return (
         _Posed(*(a.astype(np.float32) for a in posed)),
         _Lighting(*(a.astype(np.float32) for a in (floor, spot, axis))),
@@ -175,13 +174,14 @@ def _camera() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rays(image_size: int) -> np.ndarray:
-    """Directions f32[3, S] of all rays, in the order of their pixels."""
+    """Directions f32[3, S] of all rays: one ray of each pixel, then the next of each."""
     forward, right, up = _camera()[1]
     count = image_size * SAMPLES
     screen = np.tan(FIELD_OF_VIEW / 2) * ((np.arange(count) + 0.5) / count * 2 - 1)
     across, down = np.meshgrid(screen, screen)
     rays = forward + across[..., None] * right - down[..., None] * up
-    return rays.reshape(-1, 3).T.astype(np.float32)
+    rays = rays.reshape(image_size, SAMPLES, image_size, SAMPLES, 3)
+    return rays.transpose(4, 1, 3, 0, 2).reshape(3, -1).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -207,9 +207,8 @@ def _cast(posed: _Posed, lighting: _Lighting, image_size: int) -> Array:
         a / np.pi * (sun + bounce * lighting.floor[:, i, None] + spot * lighting.spot[:, i, None])
         for i, a in enumerate(albedo)
     ]
-    pixels = jnp.stack(radiance, axis=-1)
-    pixels = pixels.reshape(-1, image_size, SAMPLES, image_size, SAMPLES, 3).mean((2, 4))
-    return jnp.round(255 * _tone(pixels)).astype(jnp.uint8)
+    pixels = [r.reshape(-1, SAMPLES**2, image_size, image_size).mean(1) for r in radiance]
+    return jnp.stack([jnp.round(255 * _tone(p)).astype(jnp.uint8) for p in pixels], axis=-1)
 
 
 def _dot(a: Vector, b: Vector) -> Array:
@@ -275,7 +274,7 @@ def _nearest(
     split = slice(ELLIPSOIDS), slice(ELLIPSOIDS, None)
     for meet, first, kind in zip((_meet_ball, _meet_cube), (balls, boxes), split):
         parts = first, posed.to_unit[kind], starts[kind]
-        nearest, _ = jax.lax.scan(functools.partial(step, meet), nearest, parts)
+        nearest, _ = jax.lax.scan(functools.partial(step, meet), nearest, parts, unroll=2)
     surface = jax.lax.bitcast_convert_type(nearest, jnp.int32) & _TAG
     return _tagged(nearest, 0), surface
 
@@ -285,11 +284,15 @@ def _surface(
 ) -> tuple[Vector, Vector]:
     """Unit normal, on the side of the viewer, and albedo at points of given surfaces."""
     rows = jnp.take_along_axis(table, surface[..., None], axis=1, mode="promise_in_bounds")
-    row = [rows[..., i] for i in range(15)]
-    normal = [_dot(row[3 * i : 3 * i + 3], point) + row[9 + i] for i in range(3)]
+    xx, xy, xz, yy, yz, zz, x, y, z, *albedo = (rows[..., i] for i in range(12))
+    normal = [
+        _dot([xx, xy, xz], point) + x,
+        _dot([xy, yy, yz], point) + y,
+        _dot([xz, yz, zz], point) + z,
+    ]
     length = jnp.sqrt(jnp.maximum(_dot(normal, normal), 1e-12))
     scale = jnp.where(_dot(normal, direction) > 0, -1, 1) / length
-    return [n * scale for n in normal], row[12:]
+    return [n * scale for n in normal], albedo
 
 
 def _sun(posed: _Posed, point: Vector, normal: Vector) -> Array:
@@ -308,7 +311,8 @@ def _sun(posed: _Posed, point: Vector, normal: Vector) -> Array:
         return hidden + (area / (square + area) * facing * overhead) ** 2, None
 
     # Parts lie over each other, so that what two hide is more than one hides and less than both.
-    squares, _ = jax.lax.scan(hide, jnp.zeros_like(point[2]), (posed.center, posed.outline))
+    parts = posed.center, posed.outline
+    squares, _ = jax.lax.scan(hide, jnp.zeros_like(point[2]), parts, unroll=2)
     # The cosine law while the whole patch is over the horizon, a parabola while it sets.
     up = jnp.clip(normal[2], -sine, 1)
     seen = jnp.where(up > sine, up, (up + sine) ** 2 / (4 * sine))
