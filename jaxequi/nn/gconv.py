@@ -85,6 +85,8 @@ def filter_bank(kernel: Array, group: Group) -> Array:
     if rows != columns:
         raise ValueError(f"a kernel of {rows} x {columns} taps is not square, so it cannot turn")
     index = bank_index(group, rows, slices)
+    if group.order == 1:
+        return kernel[:, :, 0]
     bank = kernel.reshape(rows * rows * slices, fields_in, fields_out)[index]  # [k, k, T, G, I, O]
     bank = bank.transpose(0, 1, 4, 2, 5, 3)  # [k, k, I, T, O, G]
     return bank.reshape(rows, rows, fields_in * slices, fields_out * group.order)

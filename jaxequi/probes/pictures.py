@@ -41,9 +41,9 @@ def feature_maps(
     act = planar.act_on_field if regular else planar.act
     turned = planar.act(group, element, x)
     rows: list[tuple[str, Any, Any]] = [("image", turned, turned)]
-    for name, a, b in zip(recorder.names, upright, moved):
-        if a.ndim == 4:
-            rows.append((name, act(group, element, a), b))
+    for name, before, after in zip(recorder.names, upright, moved):
+        if before.ndim == 4:
+            rows.append((name, act(group, element, before), after))
     figure = Figure(figsize=(7.2, 2.1 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False)
     titles = (f"map, then {group.labels[element]}", f"{group.labels[element]}, then map", "gap")
