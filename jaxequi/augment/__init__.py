@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxequi import pipes
 from jaxequi.augment.blur import gaussian_blur, gaussian_blur_3x3
 from jaxequi.augment.colour import color_jitter, grayscale, solarize
-from jaxequi.augment.geometry import circle_crop, random_erasing, rotate_batch, shift
+from jaxequi.augment.geometry import circle_crop, random_erasing, resize, rotate_batch, shift
 from jaxequi.augment.mixture import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
@@ -37,6 +37,7 @@ OPS: dict[str, Callable[..., Op]] = {
         rotate_batch,
         circle_crop,
         shift,
+        resize,
         random_erasing,
     )
 }

@@ -6,27 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.augment.op import Array, Op, check_probability, check_range, fixed
+from jaxequi.groups import rotation
 
 
-def rotate_planes(planes: Array, degrees: Array, filter: str = "bilinear") -> Array:
-    """Turn f32[C, H, W] counter-clockwise about its middle, same size, zeros outside.
+def resize(size: int, antialias: bool = True) -> Op:
+    """Resize to a square, bilinear in floats, as torchvision resizes tensors.
 
-    The arithmetic of torchvision's tensor rotation: a bilinear result is multiplied once more by
-    the equally interpolated mask of ones, so that the border fades quadratically.
+    Without `antialias`, as its older releases did; the two differ where a picture shrinks.
     """
-    height, width = planes.shape[1:]
-    turn = jnp.deg2rad(degrees)
-    y = jnp.arange(height)[:, None] - (height - 1) / 2
-    x = jnp.arange(width)[None] - (width - 1) / 2
-    column = (width - 1) / 2 + x * jnp.cos(turn) - y * jnp.sin(turn)
-    row = (height - 1) / 2 + x * jnp.sin(turn) + y * jnp.cos(turn)
-    order = 1 if filter == "bilinear" else 0
+    if size < 1:
+        raise ValueError(f"size is 1 or more pixels, not {size}")
 
-    def sampled(plane: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(plane, [row, column], order=order)
+    def apply(planes: Array) -> Array:
+        shape = (planes.shape[0], size, size)
+        return jax.image.resize(planes, shape, "linear", antialias=antialias)
 
-    turned = jax.vmap(sampled)(planes)
-    return turned * sampled(jnp.ones((height, width))) if order else turned
+    return fixed("resize", apply)
 
 
 def rotate_batch(mean: float = 45.0, std: float = 20.0) -> Op:
@@ -41,7 +36,10 @@ def rotate_batch(mean: float = 45.0, std: float = 20.0) -> Op:
     def sample(key: Array, n: int) -> Array:
         return jnp.broadcast_to(mean + std * jax.random.normal(key), (n, 1))
 
-    return Op("rotate_batch", 1, sample, lambda planes, drawn: rotate_planes(planes, drawn[0]))
+    def apply(planes: Array, drawn: Array) -> Array:
+        return rotation.rotate(planes[..., None], drawn[0])[..., 0]
+
+    return Op("rotate_batch", 1, sample, apply)
 
 
 def circle_crop() -> Op:

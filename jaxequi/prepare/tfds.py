@@ -1,0 +1,322 @@
+"""Prepare TFDS data sets without TensorFlow: `python -m jaxequi.prepare.tfds NAME`.
+
+Names, features, keys, splits, labels and versions are those of the stock builders, whose own
+code needs TensorFlow to read archives and to encode pictures. What they would generate is
+generated here, and written by TFDS as ArrayRecord, so that `tfds.data_source` and TensorFlow
+users can read it. Archives are downloaded by TFDS's download manager with its checksums, or taken
+from `--manual-dir` where they lie there already.
+
+    python -m jaxequi.prepare.tfds cifar10
+    python -m jaxequi.prepare.tfds imagenet2012 --manual-dir /data/tars
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from jaxequi import names
+from jaxequi.data.errors import DataError
+from jaxequi.data.sources.arrays import load_idx
+from jaxequi.prepare.archives import gunzip, members
+
+Examples = Iterator[tuple[Any, dict[str, Any]]]
+Fetch = Callable[[str], epath.Path]
+Splits = dict[str, Examples]
+
+
+def png(image: np.ndarray) -> bytes:
+    """Encode u8[H, W], u8[H, W, 1] or u8[H, W, 3] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# --- MNIST and Fashion-MNIST ------------------------------------------------------------------
+
+
+def mnist(builder: Any, fetch: Fetch) -> Splits:
+    """Read the four IDX files."""
+
+    def examples(stem: str) -> Examples:
+        images = load_idx(fetch(f"{builder.URL}{stem}-images-idx3-ubyte.gz"))
+        labels = load_idx(fetch(f"{builder.URL}{stem}-labels-idx1-ubyte.gz"))
+        for index, (image, label) in enumerate(zip(images, labels)):
+            yield index, {"image": png(image), "label": int(label)}
+
+    return {"train": examples("train"), "test": examples("t10k")}
+
+
+# --- CIFAR-10 and CIFAR-100 -------------------------------------------------------------------
+
+
+def cifar(builder: Any, fetch: Fetch) -> Splits:
+    """Read the binary version: label bytes, then 3072 bytes of a picture, colour by colour."""
+    info = builder._cifar_info
+    files = {path.removeprefix(info.prefix): content for path, content in members(fetch(info.url))}
+    for key, file in zip(info.label_keys, info.label_files):
+        builder.info.features[key].names = [n for n in files[file].decode().split("\n") if n]
+
+    def examples(prefix: str, parts: list[str]) -> Examples:
+        keys = info.label_keys
+        index = 0
+        for part in parts:
+            rows = np.frombuffer(files[part], np.uint8).reshape(-1, len(keys) + 3072)
+            for row in rows:
+                image = row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                labels = {key: int(label) for key, label in zip(keys, row)}
+                yield index, {"id": f"{prefix}{index:05d}", "image": png(image), **labels}
+                index += 1
+
+    return {
+        "train": examples("train_", info.train_files),
+        "test": examples("test_", info.test_files),
+    }
+
+
+# --- STL-10 -----------------------------------------------------------------------------------
+
+
+def stl10(builder: Any, fetch: Fetch) -> Splits:
+    """Read the binary version: pictures by colour and column, labels from 1."""
+    url = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
+    archive = fetch(url)
+    small = {
+        path.rpartition("/")[2]: content
+        for path, content in members(archive)
+        if not path.endswith("_X.bin")
+    }
+    builder.info.features["label"].names = small["class_names.txt"].decode().split()
+
+    def examples(split: str) -> Examples:
+        stored = small.get(f"{split}_y.bin")
+        labels = None if stored is None else np.frombuffer(stored, np.uint8).astype(int) - 1
+        for path, content in members(archive):
+            if path.endswith(f"/{split}_X.bin"):
+                images = np.frombuffer(content, np.uint8).reshape(-1, 3, 96, 96)
+                for index, image in enumerate(images.transpose(0, 3, 2, 1)):
+                    label = -1 if labels is None else int(labels[index])
+                    yield index, {"image": png(image), "label": label}
+
+    return {
+        "train": examples("train"),
+        "test": examples("test"),
+        "unlabelled": examples("unlabeled"),
+    }
+
+
+# --- Flowers-102 ------------------------------------------------------------------------------
+
+
+def oxford_flowers102(builder: Any, fetch: Fetch) -> Splits:
+    """Read the tar of JPEGs and the two MATLAB files of labels and splits."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise DataError("oxford_flowers102 needs scipy: pip install scipy") from error
+    base = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+    images = {
+        path.rpartition("/")[2]: content
+        for path, content in members(fetch(f"{base}102flowers.tgz"))
+    }
+    labels = loadmat(io.BytesIO(fetch(f"{base}imagelabels.mat").read_bytes()))["labels"][0]
+    numbers = loadmat(io.BytesIO(fetch(f"{base}setid.mat").read_bytes()))
+
+    def examples(key: str) -> Examples:
+        for number in numbers[key][0]:
+            file = f"image_{number:05d}.jpg"
+            label = int(labels[number - 1]) - 1
+            yield file, {"image": images[file], "label": label, "file_name": file}
+
+    return {
+        "train": examples("trnid"),
+        "test": examples("tstid"),
+        "validation": examples("valid"),
+    }
+
+
+# --- PatchCamelyon ----------------------------------------------------------------------------
+
+
+def patch_camelyon(builder: Any, fetch: Fetch) -> Splits:
+    """Read the HDF5 files of pictures and labels."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("patch_camelyon needs h5py: pip install h5py") from error
+    base = "https://zenodo.org/record/2546921/files/camelyonpatch_level_2_split_"
+
+    def examples(split: str) -> Examples:
+        files = [io.BytesIO(gunzip(fetch(f"{base}{split}_{kind}.h5.gz"))) for kind in "xy"]
+        with h5py.File(files[0], "r") as pictures, h5py.File(files[1], "r") as answers:
+            for index, (image, label) in enumerate(zip(pictures["x"], answers["y"])):
+                key = f"{split}_{index}"
+                yield key, {"id": key, "image": png(image), "label": int(label.ravel()[0])}
+
+    return {
+        "test": examples("test"),
+        "train": examples("train"),
+        "validation": examples("valid"),
+    }
+
+
+# --- ImageNet ---------------------------------------------------------------------------------
+
+TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+FOLDERS = {"train": "train", "validation": "val"}
+
+
+def _as_jpeg(content: bytes) -> bytes:
+    """Make RGB JPEGs of the 22 CMYK JPEGs and the PNG among ImageNet's files."""
+    with Image.open(io.BytesIO(content)) as image:
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            return content
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
+        return buffer.getvalue()
+
+
+def _imagenet_tar_train(path: epath.Path) -> Examples:
+    for inner, content in members(path):
+        wnid = inner.removesuffix(".tar")
+        for file, image in members(io.BytesIO(content), name=f"{path}:{inner}"):
+            yield file, {"file_name": file, "image": _as_jpeg(image), "label": wnid}
+
+
+def _imagenet_tar_validation(path: epath.Path) -> Examples:
+    import tensorflow_datasets as tfds
+
+    # In the order of the file names, which are numbered from 1.
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    for file, image in members(path):
+        number = int(file.rpartition("_")[2].removesuffix(".JPEG"))
+        yield file, {"file_name": file, "image": _as_jpeg(image), "label": labels[number - 1]}
+
+
+def _imagenet_folders(root: epath.Path) -> Examples:
+    for folder in sorted(root.iterdir()):
+        for file in sorted(folder.iterdir()):
+            image = _as_jpeg(file.read_bytes())
+            yield file.name, {"file_name": file.name, "image": image, "label": folder.name}
+
+
+def imagenet2012(builder: Any, manual_dir: epath.Path | None) -> Splits:
+    """Read the two tars, or folders train/<synset> and val/<synset>, of the manual directory.
+
+    Raises:
+      DataError: neither is there; the message lists what was looked for, and where.
+    """
+    if manual_dir is None:
+        raise DataError(
+            "ImageNet is downloaded by hand from https://image-net.org/download-images; name the "
+            "directory of the two tars, or of the folders train and val, with --manual-dir."
+        )
+    readers = {"train": _imagenet_tar_train, "validation": _imagenet_tar_validation}
+    splits: Splits = {}
+    lost = []
+    for split, reader in readers.items():
+        tar, folder = manual_dir / TARS[split], manual_dir / FOLDERS[split]
+        if tar.exists():
+            splits[split] = reader(tar)
+        elif folder.is_dir():
+            splits[split] = _imagenet_folders(folder)
+        else:
+            lost.append(f"  {split}: neither {tar} nor the folder {folder}")
+    if lost:
+        raise DataError("parts of ImageNet are missing:\n" + "\n".join(lost))
+    return splits
+
+
+# --- the program ------------------------------------------------------------------------------
+
+READERS: Mapping[str, Callable[[Any, Fetch], Splits]] = {
+    "mnist": mnist,
+    "fashion_mnist": mnist,
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "stl10": stl10,
+    "oxford_flowers102": oxford_flowers102,
+    "patch_camelyon": patch_camelyon,
+}
+NAMES = (*READERS, "imagenet2012")
+
+
+def _fetcher(builder: Any, downloads: Any, manual_dir: epath.Path | None) -> Fetch:
+    """Return `url -> file`: from the manual directory, checked, or downloaded."""
+
+    def fetch(url: str) -> epath.Path:
+        local = manual_dir / url.rpartition("/")[2] if manual_dir else None
+        if local is None or not local.exists():
+            return epath.Path(downloads.download(url))
+        expected = builder.url_infos.get(url)
+        if expected is not None:
+            with local.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected.checksum:
+                raise DataError(
+                    f"{local} is not the file that TFDS knows: its SHA-256 is {found}, not "
+                    f"{expected.checksum}. It is damaged, or another release."
+                )
+        return local
+
+    return fetch
+
+
+def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
+    """Write a data set as a TFDS directory of ArrayRecords, and return that directory.
+
+    Raises:
+      ValueError: an unknown name, a missing package or file, a file with a wrong checksum.
+    """
+    if name not in NAMES:
+        raise names.unknown("data set", name, NAMES)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError("this needs tensorflow-datasets: pip install 'jaxequi[tfds]'") from error
+    manual = epath.Path(manual_dir).expanduser() if manual_dir else None
+    if manual is not None and not manual.is_dir():
+        raise DataError(f"--manual-dir {manual} is no directory.")
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    if name == "imagenet2012":
+        imagenet2012(builder, manual)  # says what is missing before anything is written
+
+    def splits(dl_manager: Any) -> Splits:
+        if name == "imagenet2012":
+            return imagenet2012(builder, manual)
+        return READERS[name](builder, _fetcher(builder, dl_manager, manual))
+
+    builder._split_generators = splits
+    builder.download_and_prepare()
+    return epath.Path(builder.data_dir)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxequi.prepare.tfds",
+        description="Prepare a TFDS data set without TensorFlow.",
+    )
+    parser.add_argument("name", help=", ".join(NAMES))
+    parser.add_argument("--data-dir", default="", help="where to write; TFDS's default if absent")
+    parser.add_argument("--manual-dir", default="", help="where archives lie already")
+    options = parser.parse_args(arguments)
+    try:
+        place = prepare(options.name, options.data_dir, options.manual_dir)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.name} is in {place}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Few-shot subsets: the same positions in every class, or a draw for each class."""
+
+import pytest
+
+from jaxequi.prepare import fewshot_subset
+
+
+@pytest.fixture
+def train(tmp_path):
+    for name in ("a", "b", "c"):
+        for number in range(50):
+            path = tmp_path / "train" / name / f"{number:02d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{name}{number}".encode())
+    return tmp_path / "train"
+
+
+def kept(folder):
+    return {d.name: sorted(int(f.stem) for f in d.iterdir()) for d in sorted(folder.iterdir())}
+
+
+def test_the_same_positions_in_every_class(train, tmp_path):
+    assert fewshot_subset.subset(train, tmp_path / "out", 10) == 30
+    found = kept(tmp_path / "out")
+    assert found["a"] == found["b"] == found["c"]
+    assert len(found["a"]) == 10
+    assert (tmp_path / "out" / "b" / f"{found['b'][0]:02d}.jpg").read_bytes().startswith(b"b")
+
+
+def test_an_independent_draw_differs_between_classes(train, tmp_path):
+    fewshot_subset.subset(train, tmp_path / "out", 10, independent=True)
+    found = kept(tmp_path / "out")
+    assert found["a"] != found["b"]
+    assert all(len(files) == 10 for files in found.values())
+
+
+def test_the_seed_decides(train, tmp_path):
+    for name, seed in (("x", 1), ("y", 1), ("z", 2)):
+        fewshot_subset.subset(train, tmp_path / name, 5, seed)
+    assert kept(tmp_path / "x") == kept(tmp_path / "y") != kept(tmp_path / "z")
+
+
+def test_all_fifty(train, tmp_path):
+    fewshot_subset.subset(train, tmp_path / "out", 50)
+    assert kept(tmp_path / "out")["c"] == list(range(50))
+
+
+def test_what_cannot_be_is_refused(train, tmp_path, capsys):
+    with pytest.raises(ValueError, match="every class must have 51 files; the smallest has 50"):
+        fewshot_subset.subset(train, tmp_path / "out", 51)
+    (train / "c" / "00.jpg").unlink()
+    with pytest.raises(ValueError, match="every class must have 50 files; the smallest has 49"):
+        fewshot_subset.subset(train, tmp_path / "out", 10)
+    with pytest.raises(ValueError, match="is not empty"):
+        fewshot_subset.subset(train, train, 10)
+    assert fewshot_subset.main([str(tmp_path / "none"), str(tmp_path / "out"), "--shots", "1"]) == 2
+    assert "cannot list" in capsys.readouterr().err
