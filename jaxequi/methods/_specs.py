@@ -86,7 +86,16 @@ def _mlp(layers: int = 1, *, dtype: Any) -> nn.Module:
     return heads.MLPPredictor(layers, dtype)
 
 
-_PREDICTORS: Mapping[str, Callable[..., nn.Module]] = {"hypernetwork": _hypernetwork, "mlp": _mlp}
+def _wigner(irreps: str, *, dtype: Any) -> nn.Module:
+    """See `heads.WignerPredictor`; beyond the paper."""
+    return heads.WignerPredictor(irreps, dtype)
+
+
+_PREDICTORS: Mapping[str, Callable[..., nn.Module]] = {
+    "hypernetwork": _hypernetwork,
+    "mlp": _mlp,
+    "wigner": _wigner,
+}
 HYPERNETWORK: Mapping[str, Any] = {"name": "hypernetwork"}  # linear, one matrix: the published one
 
 

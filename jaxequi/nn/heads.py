@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxequi.groups import quaternions
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.types import Array
 
@@ -185,3 +186,80 @@ class MLPPredictor(nn.Module):
     def __call__(self, h: Array, z: Array) -> Array:
         mlp = MLP((h.shape[-1],) * self.layers, self.dtype, name="mlp")
         return mlp(jnp.concatenate([z.astype(h.dtype), h], axis=-1))
+
+
+def _e3nn() -> Any:
+    """Import what takes seconds, and only this predictor needs."""
+    try:
+        import e3nn_jax
+    except ImportError as error:
+        raise ValueError(
+            'a predictor of irreps needs e3nn-jax: pip install -e ".[wigner]"'
+        ) from error
+    return e3nn_jax
+
+
+def wigner(degree: int, rotation: Array) -> Array:
+    """Matrices of a real irrep of SO(3), in the basis of e3nn: f32[..., 3, 3] -> [..., m, m].
+
+    m = 2 degree + 1. They are polynomials of the rotation, made by coupling degree 1 with the
+    degree before: no Euler angles, whose arccosine loses half of the digits near the poles.
+    """
+    e3nn_jax = _e3nn()
+    matrices = jnp.ones((*rotation.shape[:-2], 1, 1), rotation.dtype)
+    for n in range(1, degree + 1):
+        coupling = e3nn_jax.clebsch_gordan(1, n - 1, n)  # [3, 2 n - 1, 2 n + 1]
+        coupling = jnp.asarray(coupling / (coupling[..., 0] ** 2).sum() ** 0.5, rotation.dtype)
+        matrices = jnp.einsum(
+            "ijk,...ia,...jb,abc->...kc",
+            coupling,
+            rotation,
+            matrices,
+            coupling,
+            precision="highest",
+        )
+    return matrices
+
+
+class WignerPredictor(nn.Module):
+    """Predictor without parameters: the embedding is typed, and the rotation acts on it.
+
+    The embedding is a direct sum of irreps of SO(3), and (h f[B, E], z f[B, 4]) -> f[B, E] is
+    D(R)^-1 h, with R the relative rotation in the body's frame. A representation, so that two
+    steps are one: predicting by z12 and then by z23 is predicting by their product. (The inverse,
+    because R12 R23 = R13 while the second step acts last.)
+
+    Attributes:
+      irreps: as e3nn writes them, "24x0e+18x1o+10x2e": 24 scalars, 18 vectors, 10 of degree 2.
+        Parities are not used. Their dimensions must add up to E.
+
+    Raises:
+      ValueError: irreps of another size than E, a relation that is not a quaternion, or e3nn-jax
+        is not installed.
+    """
+
+    irreps: str
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, z: Array) -> Array:
+        irreps = _e3nn().Irreps(self.irreps)
+        if irreps.dim != h.shape[-1]:
+            raise ValueError(
+                f"irreps {self.irreps!r} have {irreps.dim} dimensions, the embedding has "
+                f"{h.shape[-1]}; a projector of that last width, or other irreps, would fit"
+            )
+        if z.shape[-1] != 4:
+            raise ValueError(
+                f"a rotation acts here, given by 4 numbers, and the relation has {z.shape[-1]}; "
+                "use relation='rotation'"
+            )
+        # Transposed: the matrices of the inverse.
+        inverse = jnp.swapaxes(quaternions.to_matrix(z.astype(jnp.float32)), -1, -2)
+        h, turned, start = h.astype(self.dtype), [], 0
+        for copies, irrep in irreps:
+            chunk = h[:, start : start + copies * irrep.dim].reshape(-1, copies, irrep.dim)
+            matrices = wigner(irrep.l, inverse).astype(self.dtype)
+            turned.append(jnp.einsum("bij,bcj->bci", matrices, chunk).reshape(len(h), -1))
+            start += copies * irrep.dim
+        return jnp.concatenate(turned, axis=-1)
