@@ -8,6 +8,8 @@ own layer cannot do that, and keeps a biased running variance.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,14 +32,19 @@ def _grouped(x: Array, groups: int, field_size: int) -> Array:
     return x.astype(jnp.float32).reshape(shape)
 
 
+def _axes(x: Array) -> tuple[int, ...]:
+    """Axes of `_grouped` that statistics are taken over."""
+    return (*range(1, x.ndim - 2), x.ndim - 1)
+
+
 def _against(x: Array, per_field: Array) -> Array:
     """Shape statistics f32[G, F] or parameters f32[1, F] to broadcast against `_grouped`."""
     groups, fields = per_field.shape
     return per_field.reshape(groups, *(1,) * (x.ndim - 3), fields, 1)
 
 
-def moments(x: Array, groups: int = 1, field_size: int = 1) -> tuple[Array, Array, int]:
-    """Mean and biased variance of each statistics group and field, and the numbers in each.
+def moments(x: Array, groups: int = 1, field_size: int = 1) -> tuple[Array, Array]:
+    """Mean and biased variance of each statistics group and field.
 
     The variance is taken in two passes, about the mean: E[x^2] - E[x]^2 loses all digits in f32
     where the mean is large against the spread.
@@ -48,16 +55,15 @@ def moments(x: Array, groups: int = 1, field_size: int = 1) -> tuple[Array, Arra
       field_size: channels that share their statistics.
 
     Returns:
-      mean f32[G, F], var f32[G, F], and how many numbers each was taken over.
+      mean f32[G, F], var f32[G, F].
 
     Raises:
       ValueError: groups does not divide B, or field_size does not divide C.
     """
     x = _grouped(x, groups, field_size)
-    axes = (*range(1, x.ndim - 2), x.ndim - 1)
-    mean = jnp.mean(x, axes)
-    var = jnp.mean(jnp.square(x - _against(x, mean)), axes)
-    return mean, var, x.size // mean.size
+    mean = jnp.mean(x, _axes(x))
+    var = jnp.mean(jnp.square(x - _against(x, mean)), _axes(x))
+    return mean, var
 
 
 def normalize(
@@ -79,6 +85,49 @@ def normalize(
     gain = jax.lax.rsqrt(var + epsilon) * scale
     h = (h - _against(h, mean)) * _against(h, gain) + _against(h, bias[None])
     return h.reshape(x.shape).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def batch_norm(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    groups: int = 1,
+    field_size: int = 1,
+    epsilon: float = 1e-5,
+) -> tuple[Array, Array, Array]:
+    """`normalize` x by its own `moments`; returns the result, the means and the biased variances.
+
+    The gradient is written out (reverse mode only): two sums over the batch and one pass, where the
+    derivative of the formulas above takes four times as long on a CPU.
+    """
+    return _batch_norm_forward(x, scale, bias, groups, field_size, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, groups, field_size, epsilon):
+    mean, var = moments(x, groups, field_size)
+    y = normalize(x, mean, var, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _batch_norm_backward(groups, field_size, epsilon, residuals, cotangents):
+    x, scale, mean, var = residuals
+    dy, dmean, dvar = cotangents
+    dy = _grouped(dy, groups, field_size)
+    h = _grouped(x, groups, field_size)
+    h = h - _against(h, mean)
+    axes, count = _axes(h), h.size // mean.size
+    rstd = jax.lax.rsqrt(var + epsilon)
+    sum_dy = jnp.sum(dy, axes)
+    sum_dy_h = jnp.sum(dy * h, axes)
+    gain = scale * rstd
+    shift = (dmean - gain * sum_dy) / count
+    slope = (2 * dvar - gain * jnp.square(rstd) * sum_dy_h) / count
+    dx = _against(h, gain) * dy + _against(h, slope) * h + _against(h, shift)
+    return dx.reshape(x.shape).astype(x.dtype), jnp.sum(sum_dy_h * rstd, 0), jnp.sum(sum_dy, 0)
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 class BatchNorm(nn.Module):
@@ -128,16 +177,17 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, fields, jnp.float32)
         if evaluate:
             mean, var = running_mean.value[None], running_var.value[None]
-        else:
-            mean, var, count = moments(x, self.groups, self.field_size)
-            if not self.is_initializing():
-                if count < 2:
-                    raise ValueError(
-                        f"BatchNorm: input {x.shape} in {self.groups} groups leaves one number a "
-                        "channel, which has no variance; use a larger batch or fewer groups."
-                    )
-                correction = count / (count - 1) if self.unbiased else 1.0
-                keep, take = 1 - self.momentum, self.momentum
-                running_mean.value = keep * running_mean.value + take * mean[0]
-                running_var.value = keep * running_var.value + take * correction * var[0]
-        return normalize(x, mean, var, scale, bias, self.epsilon)
+            return normalize(x, mean, var, scale, bias, self.epsilon)
+        y, mean, var = batch_norm(x, scale, bias, self.groups, self.field_size, self.epsilon)
+        if not self.is_initializing():
+            count = x.size // mean.size
+            if count < 2:
+                raise ValueError(
+                    f"BatchNorm: input {x.shape} in {self.groups} groups leaves one number a "
+                    "channel, which has no variance; use a larger batch or fewer groups."
+                )
+            correction = count / (count - 1) if self.unbiased else 1.0
+            keep, take = 1 - self.momentum, self.momentum
+            running_mean.value = keep * running_mean.value + take * mean[0]
+            running_var.value = keep * running_var.value + take * correction * var[0]
+        return y
