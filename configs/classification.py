@@ -9,8 +9,8 @@ Edixhoven, Lengyel, van Gemert: Using and Abusing Equivariance, ICCV workshops 2
     python -m jaxequi.main --config=configs/classification.py:pcam,paper --config.check=error
 
 Variants are data sets: `digits` (the embedded default, 16 pixels), `cifar10`, `cifar100`,
-`flowers102`, `pcam`. Words: `exact` gives images one pixel more, so that every stride of
-the network fits; `coset` makes the head invariant; `turned` turns training images by a random quarter;
+`flowers102`, `pcam`. Words: `exact` gives images one pixel more, so that every stride of the
+network fits; `coset` makes the head invariant; `turned` turns training images by a random quarter;
 `paper` the published budget. Any network of `models/gresnet.py` by --config.backbone.architecture,
 a fraction of the training set by --config.train.source.stop.
 

@@ -59,20 +59,20 @@ def _step(network: gresnet.GResNet, batch_size: int, size: int) -> tuple[Callabl
     }
     start = Progress(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
-    def step(params: Any, extra: Any, state: Any) -> tuple[Any, Any, Any]:
+    def step(params: Any, extra: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
         gradient = jax.value_and_grad(method.loss, has_aux=True)
         (_, output), grads = gradient(params, extra, batch, jax.random.key(0), start)
         updates, state = optimizer.update(grads, state, params)
         return jax.tree.map(jnp.add, params, updates), output.extra, state
 
-    params, extra = jax.jit(lambda key: method.init(key, batch))(jax.random.key(0))
-    carry = params, extra, jax.jit(optimizer.init)(params)
+    params, extra = jax.jit(method.init)(jax.random.key(0), batch)
+    arguments = params, extra, jax.jit(optimizer.init)(params), batch
     began = time.perf_counter()
-    program = jax.jit(step).lower(*carry).compile()
+    program = jax.jit(step).lower(*arguments).compile()
     seconds = time.perf_counter() - began
 
     def call() -> None:
-        jax.block_until_ready(program(*carry))
+        jax.block_until_ready(program(*arguments))
 
     return call, seconds
 

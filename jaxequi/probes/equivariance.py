@@ -46,7 +46,7 @@ class Errors(NamedTuple):
 
 def measure(
     fn: Callable[[Array], Any],
-    images: Array,
+    images: Array | np.ndarray,
     group: Group,
     regular: bool = True,
     batch_size: int = 64,

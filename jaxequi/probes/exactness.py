@@ -294,7 +294,7 @@ def _why(w: Windows, n: tuple[int, int], over: list[int]) -> str:
     total = f"{n[axis]} + 2*{before} - {k}"
     return (
         f"{pixels}, padding {before} on {n[axis]} pixels: ({total}) mod {s} = {over[axis] % s}, so "
-        f"{over[axis]} padded pixels at the far side never count and a moved image is sampled "
+        f"the windows end {over[axis]} short of the far side and a moved image is sampled "
         f"{over[axis]} off"
     )
 

@@ -1,0 +1,139 @@
+"""Where does a network break its symmetry? The prediction, the measurement, and pictures of both.
+
+    python -m jaxequi.probe --config=configs/classification.py:cifar10,exact   # fresh weights
+    python -m jaxequi.probe --run=runs/NAME                                    # a trained network
+
+Prints the static verdict and the measured error of every layer, and writes figures to --out. A
+trained classifier is also tested at 36 angles. The images are the first of the validation set.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from jaxequi import augment, cli, experiment, trained
+from jaxequi.data import order
+from jaxequi.groups import planar
+from jaxequi.groups.planar import Group, cyclic
+from jaxequi.probes import equivariance, exactness, invariance, pictures
+from jaxequi.types import PyTree
+
+_RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
+_GROUP = flags.DEFINE_string("group", None, "Group; by default the network's own, or c4.")
+_IMAGES = flags.DEFINE_integer("images", 16, "Images to measure with.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "probe", "Folder for the figures.")
+
+
+def examples(config: ml_collections.ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """First images f32[count, H, W, 3] of the validation set as a network sees them, and labels."""
+    source = experiment.make_source(config.val)
+    count = min(count, len(source))
+    batches = experiment.make_batches(
+        0,
+        1,
+        source=source,
+        part=config.val,
+        rows=functools.partial(order.once, batch_size=count, n=len(source)),
+        positions=np.arange(count),
+        seed=config.seed,
+        options=config.loader,
+    )
+    with batches as opened:
+        batch = next(opened)
+    seen = augment.make(config.get("eval_augment") or config.augment)(jax.random.key(0), batch)
+    return np.asarray(seen["views"][:, 0]), np.asarray(batch["label"])
+
+
+def probe(
+    network: nn.Module, variables: PyTree, images: np.ndarray, group: Group, regular: bool
+) -> tuple[str, dict[str, Figure]]:
+    """Predict and measure a network on some images.
+
+    Args:
+      network: `(images f32[B, H, W, 3], train) -> f32[B, R]`.
+      variables: its collections.
+      images: f32[N, H, W, 3].
+      group: whose elements move the images.
+      regular: whether its maps are regular fields of the group.
+
+    Returns:
+      What to print, and figures by name.
+    """
+
+    def encode(x: Any) -> Any:
+        return network.apply(variables, x, False)
+
+    verdict = exactness.judge_network(network, (1, *images.shape[1:]), group)
+    errors = equivariance.measure(encode, images, group, regular)
+    first = errors.first_above()
+    rows = [f"{'layer':32} {'absolute':>10} {'relative':>10}   (worst of {group.order} elements)"]
+    for name, absolute, relative in zip(errors.layers, errors.absolute, errors.relative):
+        rows.append(f"{name:32} {absolute.max():10.2e} {relative.max():10.2e}")
+    lines = [
+        f"predicted: {verdict}",
+        f"measured: {'no layer breaks' if first is None else f'breaks from {first} on'}",
+        *rows,
+    ]
+    stages = [layer for layer in errors.layers[:-1] if "/" not in layer]
+    figures = {
+        "errors": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
+        "maps": pictures.feature_maps(
+            encode, images[0], group, 1, keep=stages[:12].__contains__, regular=regular
+        ),
+    }
+    return "\n".join(lines), figures
+
+
+def main(argv: list[str]) -> int:
+    """Probe the network of a config or of a run."""
+    if len(argv) > 1:
+        return cli.refuse(f"unknown argument {argv[1]!r}; see --help")
+    try:
+        run = trained.load(_RUN.value) if _RUN.value else None
+        config = run.config if run else cli.config()[0]
+        network = experiment.make_backbone(config)
+        own = getattr(network, "group", cyclic(1))
+        regular = own.order > 1 and _GROUP.value is None
+        group = planar.named(_GROUP.value) if _GROUP.value else own if regular else cyclic(4)
+        planar.check_on_grid(group)
+        images, labels = examples(config, _IMAGES.value)
+        if run:
+            variables = run.backbone_variables
+        else:
+            draw = jax.jit(lambda x: network.init(jax.random.key(config.seed), x, False))
+            variables = draw(jnp.asarray(images[:1]))
+        text, figures = probe(network, variables, images, group, regular)
+    except ValueError as error:
+        if cli.is_refusal(error):
+            return cli.refuse(str(error))
+        raise
+    print(text)
+    if run and "classifier" in run.params:
+        head = run.params["classifier"]
+
+        def classify(x: Any) -> Any:
+            return network.apply(variables, x, False) @ head["kernel"] + head["bias"]
+
+        found = invariance.sweep(classify, images, labels)
+        print(f"accuracy upright {found[0]:.4f}, over the circle {found.mean():.4f}")
+        figures["circle"] = pictures.circle({"accuracy": found})
+    out = pathlib.Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=110)
+    print(f"figures: {out}/{{{','.join(figures)}}}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=cli.parse)
