@@ -1,4 +1,7 @@
-"""A run directory as figures and one HTML page: python -m jaxequi.report runs/NAME
+"""A run directory as figures and one HTML page; many of them as one table.
+
+python -m jaxequi.report RUN
+python -m jaxequi.report RUN RUN ... [--out=DIR]     (DIR: runs/table; see `comparison`)
 
 Reads what the run left (`config.json`, `metrics.jsonl`, `examples.npz`, `features_*.npz`) and
 writes `figures/*.png` and `report.html`, which holds the figures and can be sent by itself.
@@ -154,10 +157,13 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         raise ValueError(f"{workdir} holds no run: no {CONFIG_FILE} or no logged step")
     config = json.loads((workdir / CONFIG_FILE).read_text())
     made = {"Learning curves": ("curves", curves(rows))}
-    if (workdir / EXAMPLES_FILE).exists():
-        made["What the network sees"] = ("examples", examples(_load(workdir / EXAMPLES_FILE)))
+    seen = _load(workdir / EXAMPLES_FILE) if (workdir / EXAMPLES_FILE).exists() else None
+    if seen is not None and seen["views"].ndim == 5:  # an evaluation may read features instead
+        made["What the network sees"] = ("examples", examples(seen))
     for file in sorted(workdir.glob("features_*.npz")):
         arrays, which = _load(file), file.stem.partition("_")[2]
+        if "representation" not in arrays:
+            continue
         made[f"Singular values ({which})"] = (f"spectrum_{which}", spectrum(arrays))
         if arrays["representation"].shape[-1] > 1:
             made[f"Principal components ({which})"] = (f"projection_{which}", projection(arrays))
@@ -192,13 +198,19 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> int:
-    """Write the report of each run named on the command line."""
-    if not argv or argv[0] in ("-h", "--help"):
+    """Write the report of the run on the command line, or the table of several."""
+    folders = [pathlib.Path(word) for word in argv if not word.startswith("--out=")]
+    if not folders or folders[0].name in ("-h", "--help"):
         print(__doc__)
-        return 0 if argv else 2
+        return 0 if folders else 2
+    out = next((word[6:] for word in argv if word.startswith("--out=")), "runs/table")
     try:
-        for name in argv:
-            print(write(pathlib.Path(name)))
+        if len(folders) > 1:
+            from jaxequi.comparison import page  # reads checkpoints, which one report need not
+
+            print(page.write(folders, pathlib.Path(out)))
+        else:
+            print(write(folders[0]))
     except ValueError as error:
         print(f"jaxequi: {error}", file=sys.stderr)
         return 2

@@ -44,18 +44,47 @@ class Trained:
         stats = {name: tree["backbone"] for name, tree in self.extra.items() if "backbone" in tree}
         return {"params": self.params["backbone"], **stats}
 
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Widths of the invariant and the equivariant part of the representation."""
+        if self.method is None:
+            return self.backbone.features, 0
+        return self.method.parts.get("representation", (self.backbone.features, 0))
+
+    @property
+    def has_predictor(self) -> bool:
+        """Whether the method predicts the embedding of a view from another's."""
+        return self.method is not None and self.method.predict is not None
+
+    def predict(
+        self, params: PyTree, extra: PyTree, embedding: jax.Array, z: jax.Array
+    ) -> jax.Array:
+        """See `Method.predict`.
+
+        Raises:
+          ValueError: the method has no such predictor.
+        """
+        if self.method is None or self.method.predict is None:
+            raise ValueError(f"{self.run} has no predictor of embeddings")
+        return self.method.predict(params, extra, embedding, z)
+
     def encode(self, params: PyTree, extra: PyTree, views: jax.Array) -> Features:
         """Encode views f32[B, V, H, W, 3] in evaluation mode, given the values as arguments.
 
         Returns:
-          "representation" f32[B, V, R] and, from a whole method, what else its `encode` returns.
+          "representation" f32[B, V, R] and, from a whole method, what else its `encode` returns;
+          with a predictor "predictable" f32[B, V, E], the part of the embedding that it acts on.
         """
         if self.method is not None:
-            return self.method.encode(params, extra, views)
+            features = dict(self.method.encode(params, extra, views))
+            if self.has_predictor:
+                equi = self.method.parts["embedding"][1]
+                features["predictable"] = features["embedding"][..., -equi:]
+            return features
         images = views.reshape(-1, *views.shape[2:])
         stats = {name: tree["backbone"] for name, tree in extra.items()}
-        features: Any = self.backbone.apply({"params": params["backbone"], **stats}, images, False)
-        return {"representation": features.reshape(*views.shape[:2], -1)}
+        alone: Any = self.backbone.apply({"params": params["backbone"], **stats}, images, False)
+        return {"representation": alone.reshape(*views.shape[:2], -1)}
 
 
 def load(run: str | pathlib.Path, step: int | None = None) -> Trained:

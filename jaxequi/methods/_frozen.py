@@ -66,13 +66,19 @@ def task(name: str, num_classes: int) -> Task:
     def pose(form: str) -> Callable[[Batch], Array]:
         return lambda b: quaternions.relative_pose(b["latent"][:, 0], b["latent"][:, 1], form)
 
+    def color(batch: Batch) -> Array:
+        if batch["latent"].shape[-1] != len(LATENTS):
+            raise ValueError(
+                f"hues are columns of the {len(LATENTS)} latents {', '.join(LATENTS)}; these have "
+                f"{batch['latent'].shape[-1]}"
+            )
+        return batch["latent"][:, 1, _HUES] - batch["latent"][:, 0, _HUES]
+
     tasks = {
         "classification": Task(lambda b: b["label"], num_classes),
         "rotation": Task(pose("quaternion"), 4, ("x", "y", "z", "w")),
         "euler": Task(pose("euler"), 3, ("x", "y", "z")),
-        "color": Task(
-            lambda b: b["latent"][:, 1, _HUES] - b["latent"][:, 0, _HUES], 2, ("floor", "light")
-        ),
+        "color": Task(color, 2, ("floor_hue", "light_hue")),
     }
     if name not in tasks:
         raise unknown("task", name, tasks)

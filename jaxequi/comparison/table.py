@@ -1,0 +1,262 @@
+"""The table of SIE's paper from runs: method and part of its representation x what it is good at.
+
+A row joins the runs that differ in nothing but their seed. Its numbers come from the offline
+evaluations of those runs (configs/evals.py), one row for each protocol, or from the evaluator that
+learnt online beside the method where there is no offline evaluation.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxequi.train import log
+from jaxequi.train.loop import CONFIG_FILE
+
+ONLINE = "online"
+PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online evaluator's
+NO_RESULT = ("seed", "mesh", "sharding", "loader", "show", "profile_steps", "log_every_steps")
+
+
+class Column(NamedTuple):
+    """One column: its metric of an offline evaluation and of the online evaluator.
+
+    `{}` stands for the part; a column without it is about the whole method.
+    """
+
+    title: str
+    offline: str
+    online: str = ""
+
+
+COLUMNS = (
+    Column("top-1", "val/top1/classification-{}-linear", "val/top1/representation{}"),
+    Column("rotation R2", "val/r2/rotation-{}-deep", "val/r2/representation{}"),
+    Column("rotation R2 by column", "val/r2_columns/rotation-{}-deep"),
+    Column("colour R2", "val/r2/color-{}-deep"),
+    Column("MRR", "predictor/val-val/mrr"),
+    Column("H@1", "predictor/val-val/hit@1"),
+    Column("H@5", "predictor/val-val/hit@5"),
+    Column("PRE", "predictor/val-val/pre"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's folder says: its config and its logged steps."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def evaluates(self) -> pathlib.Path | None:
+        """The run whose checkpoint it evaluates, if it is an evaluation."""
+        given = self.config.get("checkpoint")
+        return pathlib.Path(given).resolve() if given else None
+
+    def last(self, metric: str) -> float | None:
+        """The last logged value of a metric."""
+        return next((row[metric] for row in reversed(self.rows) if metric in row), None)
+
+
+def read(folder: pathlib.Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+      ValueError: it holds no run.
+    """
+    rows = log.read_metrics(folder)
+    if not rows or not (folder / CONFIG_FILE).exists():
+        raise ValueError(f"{folder} holds no run: no {CONFIG_FILE} or no logged step")
+    return Run(folder, json.loads((folder / CONFIG_FILE).read_text()), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A training run with the evaluations of its checkpoints."""
+
+    run: Run
+    evaluations: Sequence[Run]
+
+
+def join(runs: Sequence[Run]) -> list[Trained]:
+    """Put evaluations to the training runs that they are of, which are read if not given.
+
+    Raises:
+      ValueError: the folder that an evaluation is of holds no run.
+    """
+    training = {run.folder.resolve(): run for run in runs if not run.evaluates}
+    evaluations: dict[pathlib.Path, list[Run]] = {folder: [] for folder in training}
+    for run in runs:
+        if run.evaluates:
+            if run.evaluates not in training:
+                training[run.evaluates] = read(run.evaluates)
+            evaluations.setdefault(run.evaluates, []).append(run)
+    return [Trained(run, evaluations[folder]) for folder, run in training.items()]
+
+
+def _flat(config: Mapping[str, Any], at: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if not at and name in NO_RESULT:
+            continue
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{at}{name}.")
+        else:
+            flat[f"{at}{name}"] = json.dumps(value)
+    return flat
+
+
+def _method(flat: Mapping[str, str]) -> str:
+    return flat.get("method.name", "backbone").strip('"')
+
+
+def labels(trained: Sequence[Trained]) -> list[str]:
+    """Name each run by its method, and by what tells it from others of the same method.
+
+    Runs that differ only in what no result depends on, or in the seed, get one name.
+    """
+    flats = [_flat(one.run.config) for one in trained]
+    names = []
+    for flat in flats:
+        same = [other for other in flats if _method(other) == _method(flat)]
+        differ = {key for other in same for key in other if other[key] != flat.get(key)}
+        differ |= {key for key in flat if any(other.get(key) != flat[key] for other in same)}
+        # Another predictor is another name; that it has other arguments goes without saying.
+        named = {key.removesuffix("name") for key in differ if key.endswith(".name")}
+        told = [
+            f"{key.removeprefix('method.')}={flat[key].strip(chr(34))}"
+            for key in sorted(differ & flat.keys())
+            if key.endswith(".name") or not any(key.startswith(start) for start in named)
+        ]
+        method = _method(flat)
+        names.append(f"{method} ({', '.join(told)})" if told else method)
+    return names
+
+
+class Row(NamedTuple):
+    """One row: values of each column, one for each seed that has it."""
+
+    label: str
+    part: str
+    protocol: str
+    values: dict[str, list[float]]
+
+
+def rows(trained: Sequence[Trained]) -> list[Row]:
+    """Make the rows of the table."""
+    table: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for label, one in zip(labels(trained), trained, strict=True):
+        sources = [(run.config["protocol"], run) for run in one.evaluations]
+        for protocol, run in sources or [(ONLINE, one.run)]:
+            for part, suffix in PARTS.items():
+                for column in COLUMNS:
+                    pattern = column.online if protocol == ONLINE else column.offline
+                    if not pattern or ("{}" not in pattern and part != "all"):
+                        continue
+                    value = run.last(pattern.format(suffix if protocol == ONLINE else part))
+                    if value is not None:
+                        cells = table.setdefault((label, part, protocol), {})
+                        cells.setdefault(column.title, []).append(value)
+    return [Row(*key, values) for key, values in table.items()]
+
+
+def shown(values: Sequence[float]) -> str:
+    """`0.532 ± 0.011 (3)`: mean, spread (standard deviation) and number of seeds."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else mean
+
+
+def cells(table: Sequence[Row]) -> list[list[str]]:
+    """The table as text, its head first."""
+    head = ["method", "part", "protocol", *(column.title for column in COLUMNS)]
+    body = [
+        [
+            row.label,
+            row.part,
+            row.protocol,
+            *(shown(row.values.get(column.title, [])) for column in COLUMNS),
+        ]
+        for row in table
+    ]
+    return [head, *body]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    head, *body = cells(table)
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """The table in full digits: of each column the mean and the spread (standard deviation)."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    titles = [title for c in COLUMNS for title in (c.title, f"{c.title} spread")]
+    writer.writerow(["method", "part", "protocol", "seeds", *titles])
+    for row in table:
+        seeds = [row.values.get(column.title, []) for column in COLUMNS]
+        numbers: list[object] = []
+        for values in seeds:
+            numbers.append(statistics.fmean(values) if values else "")
+            numbers.append(statistics.stdev(values) if len(values) > 1 else "")
+        writer.writerow([row.label, row.part, row.protocol, max(map(len, seeds)), *numbers])
+    return file.getvalue()
+
+
+def _best(
+    table: Sequence[Row], title: str, method: str, without: str = "", lowest: bool = False
+) -> float | None:
+    """The best mean of a column over the rows of a method."""
+    found = [
+        statistics.fmean(row.values[title])
+        for row in table
+        if row.label.split(" ")[0] == method
+        and title in row.values
+        and not (without and without in row.label)
+    ]
+    return (min if lowest else max)(found) if found else None
+
+
+def trends(table: Sequence[Row]) -> list[str]:
+    """Say of each trend of the paper whether these runs show it.
+
+    The trends are those by which the specification of SIE judges: its rotation R2 well above
+    EquiMod's and close to AugSelf's, its predictor the best, its classification below SimCLR's.
+    """
+    lines = []
+
+    def compare(text: str, ours: float | None, other: float | None, holds: bool | None) -> None:
+        if ours is None or other is None:
+            lines.append(f"unknown: {text} (not all of these runs are here)")
+        else:
+            verdict = "held" if holds else "not held"
+            lines.append(f"{verdict}: {text} ({ours:.3f} against {other:.3f})")
+
+    def difference(title: str, other: str, lowest: bool = False) -> tuple[Any, Any, float]:
+        ours = _best(table, title, "sie", without="wigner", lowest=lowest)
+        theirs = _best(table, title, other, lowest=lowest)
+        return ours, theirs, (ours or 0.0) - (theirs or 0.0)
+
+    ours, theirs, gap = difference("rotation R2", "equimod")
+    compare("rotation R2 of SIE is at least 0.1 above EquiMod's", ours, theirs, gap >= 0.1)
+    ours, theirs, gap = difference("rotation R2", "augself")
+    compare("rotation R2 of SIE is within 0.05 of AugSelf's", ours, theirs, abs(gap) <= 0.05)
+    for other in ("equimod", "only_equi"):
+        ours, theirs, gap = difference("MRR", other)
+        compare(f"MRR of SIE is above that of {other}", ours, theirs, gap > 0)
+        ours, theirs, gap = difference("PRE", other, lowest=True)
+        compare(f"PRE of SIE is below that of {other}", ours, theirs, gap < 0)
+    ours, theirs, gap = difference("top-1", "simclr")
+    compare("top-1 of SIE is below SimCLR's, by 0.1 at most", ours, theirs, -0.1 <= gap < 0)
+    return lines
