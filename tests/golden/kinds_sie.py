@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -322,7 +324,7 @@ def projector(case: Case) -> None:
         layers = heads.Projector(heads.widths(config["mlp"]))
         last = nn.relu if config["last_relu"] else lambda y: y  # an option that nobody sets
         x, w = (jnp.asarray(case[f"in/{c}/{name}"]) for name in "xw")
-        template = jax.eval_shape(layers.init, jax.random.key(0), x, train=True)
+        template = jax.eval_shape(functools.partial(layers.init, train=True), jax.random.key(0), x)
         variables = to_ours(case.under(f"param/{c}"), template, "projector")
         stats = {kind: tree for kind, tree in variables.items() if kind != "params"}
 
