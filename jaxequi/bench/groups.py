@@ -65,8 +65,10 @@ def _step(network: gresnet.GResNet, batch_size: int, size: int) -> tuple[Callabl
         updates, state = optimizer.update(grads, state, params)
         return jax.tree.map(jnp.add, params, updates), output.extra, state
 
-    params, extra = jax.jit(method.init)(jax.random.key(0), batch)
-    arguments = params, extra, jax.jit(optimizer.init)(params), batch
+    # any numbers do, and drawing them takes longer to compile than the step
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
+    params, extra = jax.tree.map(lambda a: jnp.full(a.shape, 0.01, a.dtype), shapes)
+    arguments = params, extra, optimizer.init(params), batch
     began = time.perf_counter()
     program = jax.jit(step).lower(*arguments).compile()
     seconds = time.perf_counter() - began

@@ -19,10 +19,17 @@ from jaxequi.probes import equivariance
 from jaxequi.probes.exactness import judge, judge_network, trace
 
 
-def bound(network, shape, key=0):
-    """Images to the output of a network with fresh variables."""
-    draw = jax.jit(lambda key: network.init(key, jnp.zeros(shape), False))
-    variables = draw(jax.random.key(key))
+def bound(network, shape):
+    """Images to the output of a network with some variables (drawing them all compiles long)."""
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(shape), False))
+    rng = np.random.default_rng(0)
+
+    def some(path, leaf):
+        positive = path[-1].key in ("scale", "var")
+        drawn = 1 + rng.random(leaf.shape) if positive else rng.normal(size=leaf.shape) / 4
+        return jnp.asarray(drawn, leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(some, shapes)
     return lambda x: network.apply(variables, x, False)
 
 
