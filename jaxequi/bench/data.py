@@ -45,8 +45,8 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
     """Make a picture with the detail of a photograph: noise at several scales."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
-    for scale in (4, 16, 64, 200):
-        size = (max(2, width // scale), max(2, height // scale))
+    for scale in (1.5, 4, 16, 64, 200):
+        size = (max(2, int(width / scale)), max(2, int(height / scale)))
         noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         total += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) * scale**0.5
     total -= total.min()
@@ -178,7 +178,8 @@ def _pillow_photometry(picture: np.ndarray, drawn: dict[str, np.ndarray]) -> np.
         image = image.filter(ImageFilter.GaussianBlur(float(drawn["gaussian_blur"][1])))
     if drawn["solarize"][0]:
         image = ImageOps.solarize(image)
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean = np.array([0.485, 0.456, 0.406], np.float32)
+    std = np.array([0.229, 0.224, 0.225], np.float32)
     return (np.asarray(image).astype(np.float32) / 255 - mean) / std
 
 

@@ -86,3 +86,12 @@ def masked(data: bytes) -> int:
     """Return the CRC as TFRecord stores it: turned by 15 bits, plus a constant."""
     crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
+
+
+def masked_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the masked CRC of every row of u8[n, k], u32[n]; made for short rows."""
+    crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
+    for column in rows.T:
+        crc = (crc >> 8) ^ _byte_table().take(crc.astype(np.uint8) ^ column)
+    crc = ~crc
+    return ((crc >> 15) | (crc << 17)) + np.uint32(MASK_DELTA)
