@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,14 +13,17 @@ import ml_collections
 from jaxequi import augment, names
 from jaxequi.data import loader, order, transforms
 from jaxequi.evals import features
+from jaxequi.groups.planar import Group
 from jaxequi.methods import with_probe
+from jaxequi.probes import exactness
 from jaxequi.train import mesh as meshes
 from jaxequi.train import optim
 from jaxequi.train.loop import Evaluation, Job
-from jaxequi.types import Method, Source
+from jaxequi.types import Batch, Method, Source
 
 # Fields on which no result depends: they may change between two starts of one run.
 FREE_FIELDS = ("mesh", "sharding", "loader.threads", "loader.buffer", "profile_steps", "show")
+FREE_FIELDS += ("check",)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -43,17 +46,17 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
 
     train = make_source(config.train)
     steps_per_epoch = order.steps_per_epoch(batch_size, len(train))
-    total_steps = _total_steps(config, steps_per_epoch, overridden)
+    steps = total_steps(config, steps_per_epoch, overridden)
     evaluations = {}
     if config.eval_every_steps:
         evaluations["val"] = _evaluation(config, mesh, make_source(config.val))
     _check_positive(config, "log_every_steps", "save_every_steps")
 
     saved = config.to_dict()
-    saved["total_steps"], saved["total_epochs"] = total_steps, None
+    saved["total_steps"], saved["total_epochs"] = steps, None
     return Job(
         method=make_method(config, len(train.class_names)),
-        optimizer=optim.make(**config.optimizer, batch_size=batch_size, total_steps=total_steps),
+        optimizer=optim.make(**config.optimizer, batch_size=batch_size, total_steps=steps),
         augment=augment.make(config.augment),
         mesh=mesh,
         batches=functools.partial(
@@ -68,7 +71,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         batch_size=batch_size,
         examples=len(train),
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=steps,
         config=saved,
         class_names=train.class_names,
         evaluations=evaluations,
@@ -84,7 +87,30 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         show=config.show,
         profile_steps=_profile_steps(config.profile_steps),
         free_fields=FREE_FIELDS,
+        preflight=_preflight(config),
+        eval_augment=augment.make(config.eval_augment) if config.get("eval_augment") else None,
     )
+
+
+def _preflight(config: ml_collections.ConfigDict) -> Callable[[Batch], str] | None:
+    """Of a network over a group: at which layer these images break it (`probes.exactness`).
+
+    `config.check` is "say" (the default), or "error" to refuse a network that is not exact.
+    """
+    backbone, check = make_backbone(config), config.get("check", "say")
+    if check not in ("say", "error"):
+        raise names.unknown("check", check, ("say", "error"))
+    group = getattr(backbone, "group", None)
+    if not isinstance(group, Group) or group.order == 1:
+        return None
+
+    def judge(batch: Batch) -> str:
+        verdict = exactness.judge_network(backbone, (1, *batch["views"].shape[2:]), group)
+        if check == "error" and not verdict.exact:
+            raise ValueError(f'check="error" refuses a network that is not exact:\n{verdict}')
+        return f"equivariance, predicted:\n{verdict}"
+
+    return judge
 
 
 def _dtype(config: ml_collections.ConfigDict) -> Any:
@@ -159,9 +185,10 @@ def _evaluation(config: ml_collections.ConfigDict, mesh, source: Source) -> Eval
     )
 
 
-def _total_steps(
+def total_steps(
     config: ml_collections.ConfigDict, steps_per_epoch: int, overridden: set[str]
 ) -> int:
+    """The length of a run, which the config gives in steps or in epochs."""
     given = {f for f in ("total_steps", "total_epochs") if config[f] is not None}
     if len(given) == 2 and len(given & overridden) == 1:
         given &= overridden

@@ -47,14 +47,21 @@ def _box(center: Triple, half: Triple, albedo: Triple, turn: Triple = (0, 0, 0))
 class _Draw:
     """The random choices of one object."""
 
-    def __init__(self, rng: np.random.Generator):
-        self._rng = rng
+    def __init__(self, rng: np.random.Generator, label: int):
+        self._rng, self._label, self._paints = rng, label, 0
 
     def __call__(self, low: float, high: float) -> float:
         return float(self._rng.uniform(low, high))
 
     def paint(self) -> Triple:
-        return colorsys.hsv_to_rgb(self(0, 1), self(0.4, 0.9), self(0.4, 0.9))
+        """The class's next colour, as this object has it.
+
+        A part has much the same hue in all objects of a class, and its own among the parts: the
+        colours tell which way an object faces, so that a small network learns it in minutes.
+        """
+        self._paints += 1
+        hue = 0.13 * self._label + 0.618 * self._paints  # golden steps keep the hues apart
+        return colorsys.hsv_to_rgb((hue + self(-0.05, 0.05)) % 1, self(0.5, 0.9), self(0.4, 0.9))
 
     def wood(self) -> Triple:
         return colorsys.hsv_to_rgb(self(0.04, 0.12), self(0.5, 0.8), self(0.25, 0.75))
@@ -338,7 +345,7 @@ def build(seed: int, number: int) -> Parts:
       diagonal `DIAGONAL`.
     """
     builder = _BUILDERS[CLASS_NAMES[label(number)]]
-    parts = builder(_Draw(np.random.default_rng((seed, number))))
+    parts = builder(_Draw(np.random.default_rng((seed, number)), label(number)))
     balls = [p for p in parts if not p.is_box]
     boxes = [p for p in parts if p.is_box]
     slots = [*enumerate(balls), *enumerate(boxes, ELLIPSOIDS)]

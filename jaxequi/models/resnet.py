@@ -241,6 +241,7 @@ class SplitPathways(nn.Module):
 
 _basic = functools.partial(functools.partial, ResNet, block=BasicBlock)
 _bottleneck = functools.partial(functools.partial, ResNet, block=Bottleneck)
+_resnet10 = _basic(stage_sizes=(1, 1, 1, 1))  # not the reference's: for small pictures and tests
 _resnet18 = _basic(stage_sizes=(2, 2, 2, 2))
 _resnet34 = _basic(stage_sizes=(3, 4, 6, 3))
 _resnet50 = _bottleneck(stage_sizes=(3, 4, 6, 3))
@@ -255,6 +256,7 @@ def _splitpathways(**options: Any) -> SplitPathways:
 
 
 NETWORKS: dict[str, Callable[..., ResNet | SplitPathways]] = {
+    "resnet10": _resnet10,
     "resnet18": _resnet18,
     "resnet34": _resnet34,
     "resnet50": _resnet50,

@@ -63,6 +63,11 @@ class Job:
       config: what is saved beside the state, and compared when a run goes on.
       free_fields: dotted config fields that may change between two starts of a run, because the
         result does not depend on them.
+      preflight: what is to be said of the first host batch before anything is compiled; it raises
+        ValueError to refuse the run.
+      initial: values that the state starts with in place of drawn ones, as a tree of part of it:
+        {"extra": {"backbone": ...}}; of a checkpoint, for example.
+      eval_augment: in place of `augment` where nothing may be drawn.
     """
 
     method: Method
@@ -89,6 +94,9 @@ class Job:
     show: Sequence[str] = ("loss",)
     profile_steps: tuple[int, int] | None = None
     free_fields: Sequence[str] = ()
+    preflight: Callable[[Batch], str] | None = None
+    eval_augment: Augment | None = None
+    initial: PyTree = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +139,42 @@ def compile_job(job: Job, batch: Batch) -> Compiled:
         accumulate=job.accumulate,
     )
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+    # Drawing parameters runs once and is long to compile (a random generator for each of them):
+    # on a CPU LLVM's optimizer would take four times as long as it could ever save.
+    on_cpu = job.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    draw = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return Compiled(
-        initialise=lambda: jax.jit(init, out_shardings=shardings)(key),
+        initialise=lambda: _lay(job.initial, draw(key)),
         train_step=train_step.lower(state, given).compile(),
-        eval_step=jax.jit(make_eval_step(job.method, job.augment), out_shardings=whole),
+        eval_step=jax.jit(
+            make_eval_step(job.method, job.eval_augment or job.augment), out_shardings=whole
+        ),
         shapes=shapes,
         shardings=shardings,
     )
+
+
+def _lay(initial: PyTree, state: TrainState) -> TrainState:
+    """Replace the leaves of a fresh state for which there are given values."""
+    given = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
+        for path, value in jax.tree_util.tree_leaves_with_path(initial)
+    }
+
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in given:
+            return leaf
+        value = given.pop(name)
+        if value.shape != leaf.shape:
+            raise ValueError(f"{name} is to start with shape {value.shape}, it has {leaf.shape}")
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+    state = jax.tree_util.tree_map_with_path(place, state)
+    if given:
+        raise ValueError(f"the state has no {', '.join(given)}")
+    return state
 
 
 def run(job: Job, workdir: pathlib.Path) -> int:
@@ -179,6 +216,8 @@ def _train(
     with job.batches(start, job.total_steps) as batches:
         batch = next(batches)
         told.say(_announcement(job, workdir))
+        if job.preflight:
+            told.say(job.preflight(batch))
         compiled = compile_job(job, batch)
         if start:
             state, rows = checkpoints.restore(start, compiled.shapes, compiled.shardings)
@@ -218,7 +257,7 @@ def _train(
             if log_now:
                 metrics = window.mean() | {"epoch": step / job.steps_per_epoch} | watch.read()
                 if evaluate:
-                    metrics |= _evaluate(job, compiled, state, workdir if last else None)
+                    metrics |= run_evaluations(job, compiled, state, workdir if last else None)
                 told.write(step, metrics)
                 watch = Stopwatch(job.batch_size)
             if last or stop or step % job.save_every == 0:
@@ -391,7 +430,7 @@ def _profile(job: Job, workdir: pathlib.Path, step: int) -> AbstractContextManag
     return stack
 
 
-def _evaluate(
+def run_evaluations(
     job: Job, compiled: Compiled, state: TrainState, keep_in: pathlib.Path | None
 ) -> dict[str, float]:
     """Metrics of every evaluation; their features are kept in a directory if one is given."""
