@@ -100,7 +100,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class Programs:
     """The programs of a job, and where its state lives."""
 
     initialise: Callable[[], TrainState]
@@ -110,12 +110,18 @@ class Compiled:
     shardings: PyTree
 
 
-def compile_job(job: Job, batch: Batch) -> Compiled:
+def compile_job(job: Job, batch: Batch) -> Programs:
     """Compile a job's step for the shapes of a host batch; `eval_step` compiles at its first use.
 
     Raises:
       ValueError: the method refuses the shapes of the batch (before anything is compiled).
     """
+    programs = lower_job(job, batch)
+    return dataclasses.replace(programs, train_step=programs.train_step.compile())
+
+
+def lower_job(job: Job, batch: Batch) -> Programs:
+    """Trace a job's programs for the shapes of a host batch, with a `train_step` to compile."""
     key = jax.random.key(job.seed)
     given = meshes.batch_shapes(job.mesh, batch, job.batch_size)
 
@@ -144,9 +150,9 @@ def compile_job(job: Job, batch: Batch) -> Compiled:
     on_cpu = job.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     draw = jax.jit(init, out_shardings=shardings, compiler_options=options)
-    return Compiled(
+    return Programs(
         initialise=lambda: _lay(job.initial, draw(key)),
-        train_step=train_step.lower(state, given).compile(),
+        train_step=train_step.lower(state, given),
         eval_step=jax.jit(
             make_eval_step(job.method, job.eval_augment or job.augment), out_shardings=whole
         ),
@@ -406,7 +412,7 @@ def _indented(config: dict[str, Any], depth: int = 1) -> str:
     )
 
 
-def _table(state: TrainState, compiled: Compiled) -> str:
+def _table(state: TrainState, compiled: Programs) -> str:
     memory = compiled.train_step.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return (
@@ -431,7 +437,7 @@ def _profile(job: Job, workdir: pathlib.Path, step: int) -> AbstractContextManag
 
 
 def run_evaluations(
-    job: Job, compiled: Compiled, state: TrainState, keep_in: pathlib.Path | None
+    job: Job, compiled: Programs, state: TrainState, keep_in: pathlib.Path | None
 ) -> dict[str, float]:
     """Metrics of every evaluation; their features are kept in a directory if one is given."""
     metrics = {}

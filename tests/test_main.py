@@ -1,0 +1,73 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jaxequi.main", *map(str, arguments)]
+
+
+def call(*arguments):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device, as at home
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --config"),
+        (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'"),
+        (("--config=configs/sie.py:vicrag",), "Did you mean 'vicreg'"),
+        (("--config=configs/sie.py:smoke", "--config.batchsize=4"), '"batch_size"'),
+        (("--config=configs/sie.py:smoke", "--config.method.name=sieve"), "'sie'"),
+        (("--config=configs/sie.py:smoke", "--workdir=/dev/null/x"), "cannot be used"),
+        (("--config=configs/sie.py:smoke", "extra"), "unknown argument 'extra'"),
+    ],
+)
+def test_bad_input_is_one_clean_message(arguments, message):
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupted_and_started_again(tmp_path):
+    arguments = (
+        "--config=configs/sie.py:vicreg,smoke",
+        "--config.total_steps=400",
+        "--config.eval_every_steps=0",
+        "--config.save_every_steps=1000",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    running = subprocess.Popen(
+        command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, running.communicate()[0]
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    output, _ = running.communicate(timeout=100)
+    assert running.returncode == 85, output
+    assert "interrupted" in output
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 401))
+    assert (tmp_path / "run" / "report.html").exists()
+    again = call(*arguments)
+    assert again.returncode == 0
+    assert "finished" in again.stdout
