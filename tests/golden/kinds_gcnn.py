@@ -10,6 +10,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import kinds_gcnn_data
 import numpy as np
 import optax
 from case import Case, close
