@@ -103,7 +103,7 @@ def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
             raise ValueError(f"{count} views and {len(chains)} pipes do not pair up.")
         if len(chains) == 1:
             flat, drawn = _run(chains[0], key, views.reshape(-1, *views.shape[2:]))
-            views = flat.reshape(views.shape)
+            views = flat.reshape(-1, count, *flat.shape[1:])  # an op may resize
             new = {name: x.reshape(-1, count, x.shape[-1]) for name, x in drawn.items()}
         else:
             keys = jax.random.split(key, count)
