@@ -18,7 +18,7 @@ The last metrics are `accuracy/seen` (upright test images) and `accuracy/unseen`
 turns). Published: a network that misses its grid by a pixel generalises worse to turned images it
 has not seen; the numbers of the paper's tables are not in its repository.
 
-MEASURED
+Not trained beyond `smoke` here yet.
 """
 
 from configs import common

@@ -15,7 +15,9 @@ reference's, a chess knight of the same size and grey levels, ends at 0.009 and 
 
 `paper` is the same: 800 steps are the published experiment.
 
-MEASURED
+Measured (2026-11-21, two CPU cores, notebooks/equivariance_breaking): the loss ends at 0.0030 for
+size 32, and at 0.69315 for 31 and 33. The picture was chosen among several designs as one on which
+every initialisation tried (6 of 6) learns.
 """
 
 from configs import common

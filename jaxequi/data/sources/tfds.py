@@ -75,12 +75,16 @@ def locate(name: str, data_dir: str = "") -> epath.Path:
 
 
 def make(
-    name: str, split: str = "train", data_dir: str = "", image: str = "image", label: str = "label"
+    dataset: str,
+    split: str = "train",
+    data_dir: str = "",
+    image: str = "image",
+    label: str = "label",
 ) -> Source:
     """Open a split of a prepared TFDS data set.
 
     Args:
-      name: of the data set (`cifar10`), or its directory.
+      dataset: its name (`cifar10`), or its directory.
       split: in the words of TFDS: `train`, `train[:10%]`, `train+validation`.
       data_dir: where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       image: name of the feature that is the picture.
@@ -96,7 +100,7 @@ def make(
         raise ValueError(
             "the source tfds needs the package tensorflow-datasets: pip install 'jaxequi[tfds]'."
         ) from error
-    place = locate(name, data_dir)
+    place = locate(dataset, data_dir)
     try:
         builder = tfds.builder_from_directory(place)
     except Exception as error:  # whatever a damaged directory makes TFDS raise
