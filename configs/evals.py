@@ -29,7 +29,7 @@ import ml_collections
 
 from configs import common
 
-VARIANTS = {
+VARIANTS: dict[str, common.Change] = {
     "sie_all": {"tasks": ("classification", "rotation", "color")},
     "sie_classification": {"tasks": ("classification",), "predictor": False},
     "sie_rotation": {"tasks": ("rotation",), "predictor": False},

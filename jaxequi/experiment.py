@@ -22,8 +22,8 @@ from jaxequi.train.loop import Evaluation, Job
 from jaxequi.types import Batch, Method, Source
 
 # Fields on which no result depends: they may change between two starts of one run.
-FREE_FIELDS = ("mesh", "sharding", "loader.threads", "loader.buffer", "profile_steps", "show")
-FREE_FIELDS += ("check",)
+LOADER_FIELDS = ("loader.threads", "loader.buffer")
+FREE_FIELDS = ("mesh", "sharding", *LOADER_FIELDS, "profile_steps", "show", "check")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -440,7 +440,7 @@ def run_evaluations(
     job: Job, compiled: Programs, state: TrainState, keep_in: pathlib.Path | None
 ) -> dict[str, float]:
     """Metrics of every evaluation; their features are kept in a directory if one is given."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, evaluation in job.evaluations.items():
 
         def encode(batch: Batch, size: int = evaluation.batch_size) -> Features:
@@ -464,5 +464,6 @@ def _about(job: Job) -> dict[str, np.ndarray]:
 def _save_arrays(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     if jax.process_index() == 0:
         part = file.with_suffix(".part.npz")
-        np.savez(part, **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)})
+        kept: dict[str, Any] = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+        np.savez(part, **kept)
         part.replace(file)

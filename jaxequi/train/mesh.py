@@ -112,7 +112,8 @@ def to_global(mesh: Mesh, batch: Batch, batch_size: int) -> PyTree:
         local = np.asarray(local)
         shape = (batch_size, *local.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only devices that hold no part are given None
             wanted = np.arange(batch_size)[index[0]]
             first = int(np.searchsorted(rows, wanted[0]))
             return local[first : first + len(wanted)]  # a device's rows are contiguous

@@ -1,4 +1,4 @@
-"""One test for each stored case: `pytest tests/golden --golden-root DIR` runs DIR/<system>/*.npz."""
+"""One test for each stored case: DIR/<system>/*.npz of `pytest tests/golden --golden-root DIR`."""
 
 from __future__ import annotations
 
