@@ -113,7 +113,7 @@ def test_a_bank_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
 
 
 def test_published_statistics_drift_and_the_run_resumes(run, tmp_path):
-    config = config_of(run, "sie_rotation,published,smoke", total_steps=4, save_every_steps=2)
+    config = config_of(run, "sie_rotation,published,smoke", total_steps=4, eval_every_steps=0)
     job = evaluation.build(config)
 
     def finished(folder):
@@ -152,8 +152,8 @@ def test_published_statistics_drift_and_the_run_resumes(run, tmp_path):
         ("sie_all,smoke", {"parts": ("inv",)}, "invariant"),
         ("sie_all,smoke", {"equi": 32, "parts": ("invariant",)}, "has no such part"),
         ("sie_all,published,smoke", {}, "one kind"),
-        ("sie_predictor,published", {"predictor": True}, "protocol='clean'"),
-        ("sie_predictor", {"modes": ("train-val",)}, "train-train"),
+        ("sie_predictor,published,smoke", {"predictor": True}, "protocol='clean'"),
+        ("sie_predictor,smoke", {"modes": ("train-val",)}, "train-train"),
         ("sie_all,smoke", {"batch_size": 12}, "8 devices"),
     ],
 )
@@ -169,7 +169,7 @@ def test_other_checkpoints(tmp_path):
         evaluation.build(evals_config.get_config("smoke"))
     vicreg = made(tmp_path / "vicreg", "vicreg")
     with pytest.raises(ValueError, match="vicreg, which predicts no embedding"):
-        evaluation.build(config_of(vicreg, "sie_predictor"))
+        evaluation.build(config_of(vicreg, "sie_predictor,smoke"))
     job = evaluation.build(config_of(vicreg, "sie_all,smoke"))
     assert list(job.evaluations) == ["val"]
     shapes = jax.eval_shape(job.method.init, jax.random.key(0), {"views": np.zeros((8, 2, 32))})[0]

@@ -164,7 +164,10 @@ def read_network(
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise ValueError(f"there is no folder {directory}; give the folder of a run")
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(),
+        **{name: ocp.JsonCheckpointHandler() for name in ("config", "window")},
+    }
     with contextlib.closing(ocp.CheckpointManager(directory, item_handlers=handlers)) as manager:
         steps = manager.all_steps()
         chosen = manager.latest_step() if step is None else step
