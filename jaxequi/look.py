@@ -1,9 +1,9 @@
-"""Look at the data: `python -m jaxequi.data.look SOURCE --recipe RECIPE --out look.png`.
+"""Look at the data: `python -m jaxequi.look SOURCE --recipe RECIPE --out look.png`.
 
 Writes a picture of what the network will see, a row an example and a column a view, each with the
 parameters that were drawn for it, and prints class counts, channel statistics and the speed:
 
-    python -m jaxequi.data.look "arrays(path='/usr/share/datasets/fashion-mnist')" \\
+    python -m jaxequi.look "arrays(path='/usr/share/datasets/fashion-mnist')" \\
         --recipe "moco_v2(size=64)"
 """
 
@@ -138,7 +138,7 @@ def look(
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.data.look", description="Write a picture of the training data."
+        prog="python -m jaxequi.look", description="Write a picture of the training data."
     )
     parser.add_argument("source", help="such as \"folder(root='data/train')\"")
     parser.add_argument("--recipe", default="imagenet", help=", ".join(RECIPES))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxequi.data import look, recipes
+from jaxequi import look
+from jaxequi.data import recipes
 from jaxequi.data.sources.arrays import Arrays
 
 
