@@ -23,7 +23,7 @@ def load(file: pathlib.Path):
 FILES = [file for file in sorted(CONFIGS.glob("*.py")) if file.stem not in ("common", "evals")]
 CASES = [(file, variant) for file in FILES for variant in load(file).VARIANTS]
 # Compiling takes most of a test's time: one variant a method, one a family.
-TRAINED = [(file, next(iter(load(file).VARIANTS))) for file in FILES]
+TRAINED = [(file, next(iter(load(file).VARIANTS))) for file in FILES if file.stem != "sie"]
 TRAINED += [
     (CONFIGS / "sie.py", variant)
     for variant in ("only_equi", "vicreg", "simclr", "simclr_equimod", "simclr_augself_rotcolor")
@@ -53,7 +53,7 @@ def test_smoke_trains(file, variant, tmp_path):
     assert "loss" in rows[-1]
 
 
-def test_a_run_leaves_a_report(tmp_path):
+def test_sie_trains_and_leaves_a_report(tmp_path):
     job = experiment.build(load(CONFIGS / "sie.py").get_config("smoke"))
     loop.run(job, tmp_path)
     page = report.write(tmp_path)

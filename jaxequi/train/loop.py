@@ -232,7 +232,8 @@ def _train(
             state, rows = compiled.initialise(), []
             told.say(_table(state, compiled))
             _save_arrays(
-                workdir / EXAMPLES_FILE, _about(job) | {k: v[:16] for k, v in batch.items()}
+                workdir / EXAMPLES_FILE,
+                _about(job) | {k: v[:16] for k, v in batch.items() if isinstance(v, np.ndarray)},
             )
         window, watch = log.Window(rows), Stopwatch(job.batch_size)
         metrics: dict[str, float] = {}

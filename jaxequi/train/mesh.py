@@ -8,6 +8,7 @@ successor of `pmap`, which JAX keeps in maintenance only.)
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,31 +24,31 @@ Rules = Sequence[tuple[str, str]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """Arrange all devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
+    """Arrange the devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
 
-    The batch is split over both axes; parameters are split over `fsdp` where a rule says so.
+    The batch is split over both axes; parameters are split over `fsdp` where a rule says so. With
+    both fixed, a single process may use fewer devices than it has: the first ones.
 
     Raises:
-      ValueError: the product is not the number of devices.
+      ValueError: the product does not fit the number of devices.
     """
     sizes, count = {"data": data, "fsdp": fsdp}, jax.device_count()
     free = [name for name, size in sizes.items() if size == -1]
-    fixed = [size for size in sizes.values() if size != -1]
-    if len(free) > 1 or any(size < 1 for size in fixed) or count % int(np.prod(fixed or [1])):
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) == 1 and fixed > 0 and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    used = math.prod(sizes.values())
+    whole = used == count or (jax.process_count() == 1 and 0 < used < count)
+    if min(sizes.values()) < 1 or not whole:
         raise ValueError(
             f"mesh data={data}, fsdp={fsdp} does not fit {count} device(s). Their product must be "
-            f"{count}; one of them may be -1 and takes what is left."
-        )
-    for name in free:
-        sizes[name] = count // int(np.prod(fixed))
-    if sizes["data"] * sizes["fsdp"] != count:
-        raise ValueError(
-            f"mesh data={data}, fsdp={fsdp} uses {sizes['data'] * sizes['fsdp']} of {count} "
-            f"device(s). Set mesh.data=-1 to use all of them."
+            f"{count}, or less in a single process; one of them may be -1 and takes what is left."
         )
     # Auto, not make_mesh's default Explicit: under explicit axes a product of two embeddings of a
     # sharded batch is a type error, because the result would be sharded twice over one axis.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)
+    devices = jax.devices()[:used]
+    auto = (AxisType.Auto,) * 2
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

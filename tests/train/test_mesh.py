@@ -10,13 +10,13 @@ from jaxequi.train import mesh as meshes
 
 @pytest.mark.parametrize(
     ("asked", "shape"),
-    [((-1, 1), (8, 1)), ((2, -1), (2, 4)), ((1, 8), (1, 8)), ((4, 2), (4, 2))],
+    [((-1, 1), (8, 1)), ((2, -1), (2, 4)), ((1, 8), (1, 8)), ((4, 2), (4, 2)), ((2, 1), (2, 1))],
 )
 def test_mesh_shape(asked, shape):
     assert tuple(meshes.make_mesh(*asked).shape.values()) == shape
 
 
-@pytest.mark.parametrize("asked", [(3, 1), (-1, -1), (-1, 3), (0, 8), (4, 1)])
+@pytest.mark.parametrize("asked", [(3, -1), (-1, -1), (-1, 3), (0, 8), (4, 4)])
 def test_mesh_that_does_not_fit(asked):
     with pytest.raises(ValueError, match=r"8 device\(s\)"):
         meshes.make_mesh(*asked)
