@@ -26,7 +26,7 @@ def get_config(arg: str | None = None):
     variant, words = common.variant(arg, VARIANTS, WORDS)
     extra = VARIANTS[variant]["extra"]
     config = common.base()
-    config.method = {"name": "supervised", "num_classes": 10, "turns": 4}
+    config.method = {"name": "supervised", "num_classes": 12, "turns": 4}
     config.backbone = {"name": "gresnet", "architecture": "p4resnet18", "width": 4, "head": ""}
     config.probe = False
     config.check = "say"  # "error" refuses a network that is not exact
@@ -85,7 +85,7 @@ def _smoke(config, side: int) -> None:
 
     def shrink(config):
         config.backbone.width = 2
-        config.method.num_classes = 10
+        config.method.num_classes = 12
         for part, split in ((config.train, "train"), (config.val, "val")):
             scenes = {"name": "scenes", "image_size": 16, "num_objects": 24, "seed": 0}
             part.source = {**scenes, "split": split}
