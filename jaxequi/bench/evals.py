@@ -56,12 +56,12 @@ def run(steps: int = 5) -> dict[str, Any]:
 
 def _checkpoint(config: ml_collections.ConfigDict, folder: pathlib.Path) -> pathlib.Path:
     """A checkpoint of a network as it is drawn."""
-    config = config.copy_and_resolve_references()
     job = experiment.build(config)
     with job.batches(0, 1) as batches:
-        state = loop.compile_job(job, next(batches)).initialise()
+        batch = job.augment(jax.random.key(0), next(batches))
+    params, extra = jax.jit(job.method.init)(jax.random.key(0), batch)
     checkpoints = Checkpoints(folder.absolute() / trained.FOLDER)
-    checkpoints.save(0, state, job.config, window=[])
+    checkpoints.save(0, {"params": params, "extra": extra}, job.config, window=[])
     checkpoints.close()
     return folder
 
