@@ -45,6 +45,12 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     meshes.check_batch_size(mesh, batch_size)
 
     train = make_source(config.train)
+    wanted = config.method.get("num_classes")
+    if wanted not in (None, len(train.class_names)):
+        raise ValueError(
+            f"method.num_classes={wanted}, but the training data has {len(train.class_names)} "
+            f"classes; set --config.method.num_classes={len(train.class_names)}"
+        )
     steps_per_epoch = order.steps_per_epoch(batch_size, len(train))
     steps = total_steps(config, steps_per_epoch, overridden)
     evaluations = {}
@@ -125,17 +131,7 @@ def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def make_method(config: ml_collections.ConfigDict, num_classes: int) -> Method:
-    """Make the config's method over its backbone, with the online evaluator if it asks for it.
-
-    Raises:
-      ValueError: among others, a method made for another number of classes than the data has.
-    """
-    wanted = config.method.get("num_classes", num_classes)
-    if wanted != num_classes:
-        raise ValueError(
-            f"method.num_classes={wanted}, but the training data has {num_classes} classes; set "
-            f"--config.method.num_classes={num_classes}"
-        )
+    """Make the config's method over its backbone, with the online evaluator if it asks for it."""
     common = {"dtype": _dtype(config)}
     method = _made("methods", config.method, backbone=make_backbone(config), **common)
     return with_probe(method, num_classes=num_classes, **common) if config.probe else method

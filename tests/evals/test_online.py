@@ -1,0 +1,78 @@
+"""Scores of a probe's heads over a whole set: by hand, and equal to those of one large batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxequi.evals import online
+from jaxequi.groups import quaternions
+from jaxequi.methods import with_probe
+from jaxequi.types import Method, Output
+
+PARTS = {"representation": (3, 2), "embedding": (0, 4)}
+N, CLASSES = 24, 7
+
+
+def the_set():
+    random = np.random.default_rng(0)
+    features = {
+        name: random.normal(size=(N, 2, sum(parts))).astype(np.float32)
+        for name, parts in PARTS.items()
+    }
+    return features, {
+        "label": random.integers(0, CLASSES, N).astype(np.int32),
+        "latent": random.uniform(-1, 1, (N, 2, 7)).astype(np.float32),
+    }
+
+
+def test_scores_are_those_that_training_logs_of_a_batch():
+    features, batch = the_set()
+    method = with_probe(
+        Method(
+            init=lambda key, batch: ({}, {}),
+            loss=lambda *_: (jnp.zeros(()), Output({}, {}, features)),
+            encode=lambda *_: features,
+            parts=PARTS,
+        ),
+        num_classes=CLASSES,
+    )
+    params, _ = method.init(jax.random.key(0), batch)
+    _, output = method.loss(params, {}, batch, None, None)
+    encoded = jax.tree.map(np.asarray, method.encode(params, {}, None))
+    found = online.evaluate({**encoded, **batch})
+    logged = {k.removeprefix("probe/"): v for k, v in output.metrics.items() if "/" in k}
+    logged.pop("loss")
+    assert set(found) == set(logged)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, logged[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_by_hand():
+    _, batch = the_set()
+    pose = quaternions.relative_pose(batch["latent"][:, 0], batch["latent"][:, 1])
+    sure = 20 * np.eye(CLASSES)[batch["label"]]
+    views = np.stack([sure, np.roll(sure, 1, axis=-1)], axis=1)  # right in view 1, wrong in view 2
+    off = pose.copy()
+    off[:, 1] = pose[:, 1].mean()
+    found = online.evaluate(
+        {"probe": {"logits/representation": views, "relation/embedding": off}, **batch}
+    )
+    assert found["top1/representation"] == 0.5
+    np.testing.assert_allclose(found["cross_entropy/representation"], 10, rtol=1e-5)
+    columns = [found[f"r2_{c}/embedding"] for c in online.COLUMNS]
+    np.testing.assert_allclose(columns, [1, 0, 1, 1], atol=1e-6)
+    lost = np.var(pose[:, 1]) * N
+    total = np.sum((pose - pose.mean()) ** 2)
+    np.testing.assert_allclose(found["r2/embedding"], 1 - lost / total, rtol=1e-5)
+
+
+def test_a_method_without_heads():
+    with pytest.raises(ValueError, match="has none"):
+        online.evaluate({"label": np.zeros(3)})
+
+
+def test_heads_for_more_than_the_rotation():
+    _, batch = the_set()
+    with pytest.raises(ValueError, match="'rotation'"):
+        online.evaluate({"probe": {"relation/embedding": np.zeros((N, 6))}, **batch})

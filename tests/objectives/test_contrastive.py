@@ -1,0 +1,47 @@
+"""Contrastive objectives: hand numbers, laws, and rows of zeros."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxequi.objectives import contrastive
+
+
+def test_ntxent_by_hand():
+    # rows e1, e2 | e1, e2: each has its partner at cosine 1 and two strangers at cosine 0
+    a = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+    expected = np.log(np.exp(1 / 0.5) + 2) - 1 / 0.5
+    np.testing.assert_allclose(contrastive.ntxent(a, a, 0.5), expected, rtol=1e-6)
+
+
+def test_logits_put_the_partner_first_and_give_the_loss(keys):
+    a, b = (jax.random.normal(next(keys), (3, 4)) for _ in range(2))
+    logits = contrastive.ntxent_logits(a, b, 0.2)
+    rows = contrastive.l2_normalize(jnp.concatenate([a, b]))
+    similarity = rows @ rows.T / 0.2
+    np.testing.assert_allclose(logits[1], similarity[1, np.array([4, 0, 2, 3, 5])], rtol=1e-5)
+    np.testing.assert_allclose(logits[5], similarity[5, np.array([2, 0, 1, 3, 4])], rtol=1e-5)
+    loss = -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
+    np.testing.assert_allclose(contrastive.ntxent(a, b, 0.2), loss, rtol=1e-6)
+
+
+def test_ntxent_knows_no_order_no_scale_and_no_side(keys):
+    a, b = (jax.random.normal(next(keys), (5, 4)) for _ in range(2))
+    loss = contrastive.ntxent(a, b)
+    shuffled = jnp.array([3, 1, 4, 0, 2])
+    np.testing.assert_allclose(contrastive.ntxent(b, a), loss, rtol=1e-5)
+    np.testing.assert_allclose(contrastive.ntxent(a[shuffled], b[shuffled]), loss, rtol=1e-5)
+    np.testing.assert_allclose(contrastive.ntxent(7 * a, b / 7), loss, rtol=1e-5)
+
+
+def test_a_row_of_zeros_has_a_finite_loss_and_gradient(keys):
+    a = jax.random.normal(next(keys), (3, 4)).at[1].set(0)
+    loss, gradient = jax.value_and_grad(contrastive.ntxent)(a, jnp.roll(a, 1, axis=1))
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
+        contrastive.ntxent(jnp.ones((3, 4)), jnp.ones((2, 4)))
