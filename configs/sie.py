@@ -12,10 +12,10 @@ Words after the variant: `paper` is the published experiment on 3DIEBench (ResNe
 batch 1024, 2000 epochs, Adam 1e-3 constant); `smoke` is tiny; `deep` and `mlp` are the other
 predictors. Every coefficient of every objective is as published in all of them.
 
-Measured (2026-11-21, two shared CPU cores, one seed): 1200 steps of an earlier default (240 objects,
-branches that start at zero) ended at 59 % top-1 of the representation (chance 8 %) and a rotation
-R2 of 0.228, which is its floor of 0.229: this budget is too short to learn the rotation. With
-branches that do not start at zero, as below, top-1 at step 200 was 37 % instead of 23 %.
+Measured (2026-11-21, two shared CPU cores, one seed): 1200 steps of an earlier default (240 objects
+of random colours, branches that start at zero) ended at 59 % top-1 of the representation (chance
+8 %) and a rotation R2 of 0.228, which is its floor of 0.229: that budget did not teach the
+rotation. As it is below, top-1 at step 200 was 37 % instead of 23 %, and R2 still at its floor.
 """
 
 from configs import common
