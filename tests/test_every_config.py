@@ -90,7 +90,7 @@ def changed(**fields):
     ("fields", "message"),
     [
         ({"batch_size": 12}, "does not divide over 8 devices"),
-        ({"mesh__data": 3}, "does not fit 8 device"),
+        ({"mesh__data": 16}, "does not fit 8 device"),
         ({"method__name": "sieve"}, "Did you mean 'sie'"),
         ({"backbone__name": "resnett"}, "Did you mean 'resnet'"),
         ({"backbone__architecture": "resnet19"}, "resnet18"),
