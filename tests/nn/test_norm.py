@@ -78,7 +78,7 @@ def test_groups_are_independent_and_group_zero_is_kept(shape, keys):
         np.testing.assert_allclose(y[2 * i : 2 * i + 2], expected, atol=1e-6)
         if i == 0:
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, statistics
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, statistics
             )
 
 
@@ -92,7 +92,7 @@ def test_fields_share_statistics(groups, keys):
     plain = BatchNorm(groups=groups)
     expected, statistics = train(plain, start(plain, apart), apart)
     np.testing.assert_allclose(y, jnp.moveaxis(expected, 1, -1).reshape(x.shape), atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, statistics)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, statistics)
 
 
 def test_large_mean_keeps_its_digits():
