@@ -41,9 +41,9 @@ def _field_means(rows: Array, groups: int, field_size: int) -> Array:
 
 
 def _spread(values: Array, rows: Array) -> Array:
-    """Shape f32[G, F] or f32[1, F] to broadcast against `_rows`, every field over its channels."""
+    """Shape f32[G, F] to broadcast against `_rows`, every field over its channels."""
     values = jnp.repeat(values, rows.shape[-1] // values.shape[-1], -1)
-    return values if rows.ndim == 2 else values[:, None]
+    return values if values.shape[0] == 1 else values[:, None]
 
 
 def moments(x: Array, groups: int = 1, field_size: int = 1) -> tuple[Array, Array]:
@@ -83,7 +83,9 @@ def normalize(
     Returns:
       [B, ..., C] in the dtype of x.
     """
-    rows = _rows(x, mean.shape[0])
+    groups = mean.shape[0]
+    # One group needs no rows: pixels stay where they are, as `probes.exactness` wants to see them.
+    rows = x.astype(jnp.float32) if groups == 1 else _rows(x, groups)
     gain = jax.lax.rsqrt(var + epsilon) * scale
     rows = (rows - _spread(mean, rows)) * _spread(gain, rows) + _spread(bias[None], rows)
     return rows.reshape(x.shape).astype(x.dtype)
