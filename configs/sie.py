@@ -107,6 +107,7 @@ def get_config(arg: str | None = None):
     config = common.base()
     config.method = VARIANTS[variant]
     config.probe = True  # the online evaluator, on features that it does not change
+    config.probe_every_part = True  # ask the invariant part for the rotation too, and so on
     config.evals = {"online": {}}
     config.show = ("loss", "probe/r2/representation*", "probe/top1/representation*")
 
@@ -139,6 +140,7 @@ def _paper(config) -> None:
     _sizes(config, equi=256, projector="2048-2048-2048")
     source = {"name": "threedie", "root": "3DIEBench"}
     _data(config, source, "normalise('threedie')")
+    config.probe_every_part = False
     for part in (config.train, config.val):
         part.views = ("decode|resize(256)",)
     config.val.batch_size = 256

@@ -134,7 +134,10 @@ def make_method(config: ml_collections.ConfigDict, num_classes: int) -> Method:
     """Make the config's method over its backbone, with the online evaluator if it asks for it."""
     common = {"dtype": _dtype(config)}
     method = _made("methods", config.method, backbone=make_backbone(config), **common)
-    return with_probe(method, num_classes=num_classes, **common) if config.probe else method
+    if not config.probe:
+        return method
+    every_part = config.get("probe_every_part", False)
+    return with_probe(method, num_classes=num_classes, every_part=every_part, **common)
 
 
 def _made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:

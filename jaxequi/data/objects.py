@@ -18,6 +18,10 @@ from jaxequi.data.raycast import BOXES, ELLIPSOIDS, Parts
 from jaxequi.groups import quaternions
 
 DIAGONAL = 1.5  # of the bounding box; ShapeNet has 1, but here a picture has fewer pixels
+# Over a part's own paint an object is sprayed red from its right, green from its front and blue
+# from above. The spray tells, whatever the class, which way it faces: what takes 3DIEBench days to
+# learn from shape takes a small network minutes.
+PAINT, SPRAY, FADE = 0.4, 0.24, 0.72  # albedo = PAINT * paint + SPRAY + FADE * position
 
 Triple = Sequence[float] | np.ndarray
 
@@ -56,8 +60,7 @@ class _Draw:
     def paint(self) -> Triple:
         """The class's next colour, as this object has it.
 
-        A part has much the same hue in all objects of a class, and its own among the parts: the
-        colours tell which way an object faces, so that a small network learns it in minutes.
+        A part has much the same hue in all objects of a class, and its own among the parts.
         """
         self._paints += 1
         hue = 0.13 * self._label + 0.618 * self._paints  # golden steps keep the hues apart
@@ -374,5 +377,6 @@ def _normalize(slots: list[tuple[int, _Part]]) -> Parts:
         spread((center - (low + high) / 2) * scale),
         spread(half * scale),
         spread(rotation),
-        spread(albedo),
+        spread(PAINT * albedo + SPRAY),
+        spread(np.full((len(index), 1), FADE)),
     )

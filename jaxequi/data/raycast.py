@@ -59,7 +59,12 @@ class Parts(NamedTuple):
     center: np.ndarray  # f32[..., P, 3]
     half: np.ndarray  # f32[..., P, 3], semi-axes of an ellipsoid, half the sides of a box
     rotation: np.ndarray  # f32[..., P, 4], quaternion (x, y, z, w) from the part's axes
-    albedo: np.ndarray  # f32[..., P, 3], linear RGB in [0, 1]
+    albedo: np.ndarray  # f32[..., P, 3], linear RGB in [0, 1], at the object's centre
+    fade: np.ndarray  # f32[..., P, 1], what it gains a unit of length, red along the object's own
+    #   x, green along its y and blue along its z; it stays in [0, 1]
+
+
+_COMPONENTS = {"rotation": 4, "fade": 1}  # of the fields of `Parts`; the others have 3
 
 
 def render(parts: Parts, latents: np.ndarray, image_size: int) -> np.ndarray:
@@ -85,7 +90,7 @@ def render(parts: Parts, latents: np.ndarray, image_size: int) -> np.ndarray:
         raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
     count = len(latents)
     for name, array in parts._asdict().items():
-        tail = (ELLIPSOIDS + BOXES, 4 if name == "rotation" else 3)
+        tail = (ELLIPSOIDS + BOXES, _COMPONENTS.get(name, 3))
         if np.shape(array) not in (tail, (count, *tail)):
             raise ValueError(
                 f"parts.{name} must be {list(tail)} or {[count, *tail]}, got {np.shape(array)}"
@@ -113,8 +118,9 @@ class _Posed(NamedTuple):
     light: Array  # f32[P, N, 3], where it takes the spot light
     center: Array  # f32[P, N, 3]
     outline: Array  # f32[P, N], area of the part seen from above, divided by pi
-    surface: Array  # f32[N, surfaces, 12], upper triangle of a symmetric matrix, offset, albedo:
-    #   matrix @ point + offset is a normal, of any length, at a point of the surface
+    own: Array  # f32[N, 3, 3], takes the world to the object's own axes
+    surface: Array  # f32[N, surfaces, 13], upper triangle of a symmetric matrix, offset, albedo,
+    #   fade: matrix @ point + offset is a normal, of any length, at a point of the surface
 
 
 class _Lighting(NamedTuple):
@@ -132,9 +138,11 @@ def _pose(parts: Parts, latents: np.ndarray) -> tuple[_Posed, _Lighting]:
     floor = _hsv_to_rgb(latents[:, 3], FLOOR_SATURATION, FLOOR_VALUE)
     spot = _hsv_to_rgb(latents[:, 6], SPOT_SATURATION, SPOT_VALUE)
 
-    offset, half, rotation, albedo = (np.swapaxes(a, 0, 1).astype(np.float64) for a in parts)
+    offset, half, rotation, albedo, fade = (np.swapaxes(a, 0, 1).astype(np.float64) for a in parts)
+    paint = np.concatenate([albedo, fade], -1)
     turn = quaternions.from_euler_xyz(latents[:, :3])
-    center = np.einsum("nij,pnj->pni", quaternions.to_matrix(turn), offset)
+    matrix = quaternions.to_matrix(turn)
+    center = np.einsum("nij,pnj->pni", matrix, offset)
     axes = np.swapaxes(quaternions.to_matrix(quaternions.multiply(turn, rotation)), -1, -2)
     to_unit = axes / np.where(half > 0, half, np.inf)[..., None]
     camera = np.einsum("pnij,pnj->pni", to_unit, _camera()[0] - center)
@@ -143,18 +151,18 @@ def _pose(parts: Parts, latents: np.ndarray) -> tuple[_Posed, _Lighting]:
     ellipse, hexagon = np.sqrt((faces**2).sum(-1)), 4 / np.pi * np.abs(faces).sum(-1)
     outline = np.concatenate([ellipse[:ELLIPSOIDS], hexagon[ELLIPSOIDS:]])
 
-    surface = np.zeros((len(latents), _FLOOR + 1, 12))
+    surface = np.zeros((len(latents), _FLOOR + 1, 13))
     balls, boxes, plane = np.split(np.swapaxes(surface, 0, 1), [ELLIPSOIDS, _FLOOR])
     gradient = np.einsum("pnji,pnjk->pnik", to_unit[:ELLIPSOIDS], to_unit[:ELLIPSOIDS])
     balls[..., :6] = gradient[..., *np.triu_indices(3)]
     balls[..., 6:9] = -np.einsum("pnij,pnj->pni", gradient, center[:ELLIPSOIDS])
-    balls[..., 9:] = albedo[:ELLIPSOIDS]
+    balls[..., 9:] = paint[:ELLIPSOIDS]
     boxes[..., 6:9] = np.moveaxis(axes[ELLIPSOIDS:], 2, 1).reshape(-1, len(latents), 3)
-    boxes[..., 9:] = np.repeat(albedo[ELLIPSOIDS:], 3, axis=0)
+    boxes[..., 9:] = np.repeat(paint[ELLIPSOIDS:], 3, axis=0)
     plane[..., 6:9] = [0, 0, 1]
-    plane[..., 9:] = floor
+    plane[..., 9:12] = floor
 
-    posed = _Posed(to_unit, camera, light, center, outline, surface)
+    posed = _Posed(to_unit, camera, light, center, outline, np.swapaxes(matrix, 1, 2), surface)
     return (
         _Posed(*(a.astype(np.float32) for a in posed)),
         _Lighting(*(a.astype(np.float32) for a in (floor, spot, axis))),
@@ -198,7 +206,7 @@ def _cast(posed: _Posed, lighting: _Lighting, image_size: int) -> Array:
     floor = jnp.broadcast_to(floor, (len(lighting.axis), direction.shape[1]))
     distance, surface = _nearest(posed, posed.camera, direction, floor)
     point = [c + distance * d for c, d in zip(camera, direction)]
-    normal, albedo = _surface(posed.surface, surface, point, direction)
+    normal, albedo = _surface(posed, surface, point, direction)
 
     sun = SUN_IRRADIANCE * _sun(posed, point, normal) + np.pi * SKY_RADIANCE
     bounce = SUN_IRRADIANCE * (1 - normal[2]) / 2
@@ -280,11 +288,13 @@ def _nearest(
 
 
 def _surface(
-    table: Array, surface: Array, point: Vector, direction: Vector
+    posed: _Posed, surface: Array, point: Vector, direction: Vector
 ) -> tuple[Vector, Vector]:
     """Unit normal, on the side of the viewer, and albedo at points of given surfaces."""
-    rows = jnp.take_along_axis(table, surface[..., None], axis=1, mode="promise_in_bounds")
-    xx, xy, xz, yy, yz, zz, x, y, z, *albedo = (rows[..., i] for i in range(12))
+    rows = jnp.take_along_axis(posed.surface, surface[..., None], 1, mode="promise_in_bounds")
+    xx, xy, xz, yy, yz, zz, x, y, z, *albedo, fade = (rows[..., i] for i in range(13))
+    own = [_dot([posed.own[:, i, j, None] for j in range(3)], point) for i in range(3)]
+    albedo = [jnp.clip(a + fade * along, 0, 1) for a, along in zip(albedo, own)]
     normal = [
         _dot([xx, xy, xz], point) + x,
         _dot([xy, yy, yz], point) + y,

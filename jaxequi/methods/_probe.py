@@ -3,7 +3,9 @@
 For the `representation` and the `embedding`, as a whole and in their parts (`-inv`, `-equi`, where
 the method has such a part), a linear layer names the class of a view, and an MLP reads the
 relation off both views. Equivariant parts are not asked for classes, invariant ones not for the
-relation. facebookresearch/SIE, `src/models.py`, `OnlineEvaluator`.
+relation, unless `every_part` asks all of them for both, which shows what a part has *lost*.
+facebookresearch/SIE, `src/models.py`, `OnlineEvaluator` (which asks no part for what it should not
+know).
 
 Logged, over the training batch, with <feature> = representation, representation-inv, ... :
 
@@ -42,11 +44,13 @@ class Probe(nn.Module):
       parts: widths (invariant, equivariant) of each feature.
       classes: C.
       columns: L.
+      every_part: ask invariant parts for the relation and equivariant ones for the classes too.
     """
 
     parts: Mapping[str, tuple[int, int]]
     classes: int
     columns: int
+    every_part: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -59,6 +63,8 @@ class Probe(nn.Module):
                 labelled[f"{name}-inv"] = whole[..., :inv]
             if equi:
                 related[f"{name}-equi"] = whole[..., inv:]
+            if self.every_part:
+                labelled = related = labelled | related
             for part, x in labelled.items():
                 head = heads.Linear(self.classes, dtype=self.dtype, name=f"label_{part}")
                 outputs[f"logits/{part}"] = head(x).astype(jnp.float32)
@@ -109,6 +115,7 @@ def with_probe(
     *,
     num_classes: int,
     relation: str | _relation.Relation = "rotation",
+    every_part: bool = False,
     dtype: Any = jnp.float32,
 ) -> Method:
     """Train heads on a method's features, without a gradient to the method.
@@ -120,6 +127,7 @@ def with_probe(
       method: any whose loss returns features f32[B, 2, D] for each name in its `parts`.
       num_classes: C.
       relation: the L numbers that the heads tell of two views, see `_relation`.
+      every_part: ask every part for classes and relation; the published evaluator does not.
       dtype: of the heads' computations.
 
     Raises:
@@ -131,7 +139,7 @@ def with_probe(
             f"a probe needs a method that says its `parts` and at least one class, not "
             f"parts={dict(method.parts)}, num_classes={num_classes}"
         )
-    probe = Probe(method.parts, num_classes, len(target.columns), dtype)
+    probe = Probe(method.parts, num_classes, len(target.columns), every_part, dtype)
 
     def without(params: PyTree) -> PyTree:
         return {name: tree for name, tree in params.items() if name != "probe"}

@@ -11,12 +11,13 @@ from jaxequi.data.raycast import BOXES, ELLIPSOIDS, Parts, render
 
 SIZE = 32
 HALF_SCREEN = np.tan(0.691111 / 2)
+PAINT = ("albedo", "fade")
 CAMERA = 2.5 * np.array([0, np.sqrt(0.5), np.sqrt(0.5)])
 
 
 def object_of(balls=(), boxes=(), albedo=0.0):
     """An object of (center, half) parts with axes along the world's."""
-    parts = Parts(*(np.zeros((ELLIPSOIDS + BOXES, k), np.float32) for k in (3, 3, 4, 3)))
+    parts = Parts(*(np.zeros((ELLIPSOIDS + BOXES, k), np.float32) for k in (3, 3, 4, 3, 1)))
     parts.rotation[:, 3] = 1
     parts.albedo[:] = albedo
     for start, given in ((0, balls), (ELLIPSOIDS, boxes)):
@@ -75,7 +76,8 @@ def covered(parts, angles):
 
 @pytest.mark.parametrize("number", range(len(objects.CLASS_NAMES)))
 def test_outlines_agree_with_float64_geometry(number):
-    parts = objects.build(3, number)._replace(albedo=np.zeros((ELLIPSOIDS + BOXES, 3), np.float32))
+    black = {name: np.zeros_like(getattr(objects.build(3, number), name)) for name in PAINT}
+    parts = objects.build(3, number)._replace(**black)
     latents = random_latents(6, seed=number)
     pictures = render(parts, latents, SIZE)
     for picture, given in zip(pictures, latents):
@@ -148,6 +150,27 @@ def test_an_object_is_lit_on_one_side_and_throws_a_shadow_on_the_other():
     assert left.mean() > right.mean() + 15  # +x, where the light is, is left
     row, column = (64 * pixel_of([-np.tan(theta), 0, -1])).astype(int)
     assert picture[row, column, 1] <= display(0.24, SKY)
+
+
+@pytest.mark.parametrize(
+    ("angles", "left", "toward"),
+    [((0, 0, 0), "r", "g"), ((0, 0, np.pi / 2), "G", "r"), ((0, np.pi / 2, 0), "b", "g")],
+)
+def test_paint_fades_along_the_axes_of_the_object(angles, left, toward):
+    # +x of the world is on the left of the picture, +y toward the camera. Capital: a colour fades.
+    box = object_of(boxes=[((0, 0, 0), (0.4, 0.4, 0.4))], albedo=0.5)
+    box.fade[:] = 1.0
+    plain = object_of(boxes=[((0, 0, 0), (0.4, 0.4, 0.4))], albedo=0.5)
+    lit = latent(angles, theta=np.pi / 4, phi=-np.pi / 2)  # from behind: only the sun is seen
+    points = {"left": (0.3, 0, 0.4), "right": (-0.3, 0, 0.4), "front": (0, 0.3, 0.4)}
+    at = {name: tuple((64 * pixel_of(p)).astype(int)) for name, p in points.items()}
+    painted, same = render(box, lit, 64)[0].astype(int), render(plain, lit, 64)[0].astype(int)
+    more = {name: (painted - same)[where] for name, where in at.items()}
+
+    def grows(name, colour):
+        return more[name]["rgb".index(colour.lower())] * (-1 if colour.isupper() else 1)
+
+    assert grows("left", left) > 10 and grows("right", left) < -10 and grows("front", toward) > 10
 
 
 def test_light_from_above():

@@ -26,7 +26,8 @@ def the_set():
     }
 
 
-def test_scores_are_those_that_training_logs_of_a_batch():
+@pytest.mark.parametrize("every_part", [False, True])
+def test_scores_are_those_that_training_logs_of_a_batch(every_part):
     features, batch = the_set()
     method = with_probe(
         Method(
@@ -36,6 +37,7 @@ def test_scores_are_those_that_training_logs_of_a_batch():
             parts=PARTS,
         ),
         num_classes=CLASSES,
+        every_part=every_part,
     )
     params, _ = method.init(jax.random.key(0), batch)
     _, output = method.loss(params, {}, batch, None, None)
@@ -44,6 +46,10 @@ def test_scores_are_those_that_training_logs_of_a_batch():
     logged = {k.removeprefix("probe/"): v for k, v in output.metrics.items() if "/" in k}
     logged.pop("loss")
     assert set(found) == set(logged)
+    asked = {name.split("/")[1] for name in found if name.startswith("r2/")}
+    assert any(name.endswith("-inv") for name in asked) == every_part
+    asked = {name.split("/")[1] for name in found if name.startswith("top1/")}
+    assert any(name.endswith("-equi") for name in asked) == every_part
     for name, value in found.items():
         np.testing.assert_allclose(value, logged[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
