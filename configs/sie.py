@@ -118,10 +118,10 @@ def get_config(arg: str | None = None):
     scenes = {"name": "scenes", "image_size": 48, "num_objects": 300, "seed": 0}
     _data(config, scenes, "normalise((0.51, 0.50, 0.50), (0.15, 0.15, 0.15))")
     config.batch_size = 64
-    config.total_steps = 1000
+    config.total_steps = 1200
     config.optimizer = {"name": "adam", "learning_rate": 2e-3, "weight_decay": 1e-6}
-    config.eval_every_steps = 250
-    config.save_every_steps = 250
+    config.eval_every_steps = 200
+    config.save_every_steps = 200
 
     _count_batch(config)
     for word in words:

@@ -22,7 +22,7 @@ import re
 import jax
 from absl import app, flags, logging
 
-from jaxequi import cli, evaluation, experiment
+from jaxequi import cli, experiment
 from jaxequi.train import log, loop, mesh
 
 FAILED = 1
@@ -47,8 +47,12 @@ def main(argv: list[str]) -> int:
     try:
         config, overridden, given = cli.config()
         mesh.start_distributed()
-        room = evaluation if "checkpoint" in config else experiment
-        job = room.build(config, overridden)
+        if "checkpoint" in config:
+            from jaxequi import evaluation  # half a second of imports that a training does not need
+
+            job = evaluation.build(config, overridden)
+        else:
+            job = experiment.build(config, overridden)
         workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
         loop.prepare_workdir(job, workdir)
     except ValueError as error:

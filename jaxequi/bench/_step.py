@@ -32,7 +32,7 @@ def measure(job: loop.Job, steps: int = 20) -> dict[str, Any]:
     placed = [meshes.to_global(job.mesh, batch, job.batch_size) for batch in host]
 
     began = time.perf_counter()
-    compiled = loop.compile_job(job, host[0])
+    compiled = loop.lower_job(job, host[0]).compiled()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
     state = jax.block_until_ready(compiled.initialise())

@@ -80,7 +80,7 @@ def _time(job: loop.Job, steps: int, count_input: bool) -> dict[str, float]:
         began = time.perf_counter()
         host += list(batches)
         reading = (time.perf_counter() - began) / steps if count_input else 0.0
-    compiled = loop.compile_job(job, host[0])
+    compiled = loop.lower_job(job, host[0]).compiled()
     state = compiled.initialise()
     seconds = []
     for batch in host:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import fractions
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -56,18 +56,18 @@ class Network(nn.Module):
     A network of this kind defines `parts` and `encode`, and `relate` if it has a predictor.
     """
 
-    @property
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """See `Method.parts`."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def parts(self) -> dict[str, tuple[int, int]]:
+            """See `Method.parts`."""
+
+        def encode(self, images: Array, train: bool) -> Encoded:
+            """Encode images f32[B, ...] of one view."""
 
     def __call__(self, views: Array, z: Any, train: bool) -> Pair:
         x, y = self.encode(views[:, 0], train), self.encode(views[:, 1], train)
         return Pair(x, y, z, self.relate(x, y, z))
-
-    def encode(self, images: Array, train: bool) -> Encoded:
-        """Encode images f32[B, ...] of one view."""
-        raise NotImplementedError
 
     def relate(self, x: Encoded, y: Encoded, z: Any) -> Any:
         """Apply the predictor, if there is one."""

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -101,7 +102,10 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of a job, and where its state lives."""
+    """The programs of a job, and where its state lives.
+
+    `initialise` and `eval_step` compile when they are first called, `train_step` by `compiled`.
+    """
 
     initialise: Callable[[], TrainState]
     train_step: Any
@@ -109,19 +113,17 @@ class Programs:
     shapes: PyTree
     shardings: PyTree
 
+    def compiled(self) -> Programs:
+        """The same with a compiled `train_step`."""
+        return dataclasses.replace(self, train_step=self.train_step.compile())
 
-def compile_job(job: Job, batch: Batch) -> Programs:
-    """Compile a job's step for the shapes of a host batch; `eval_step` compiles at its first use.
+
+def lower_job(job: Job, batch: Batch) -> Programs:
+    """Trace a job's programs for the shapes of a host batch.
 
     Raises:
       ValueError: the method refuses the shapes of the batch (before anything is compiled).
     """
-    programs = lower_job(job, batch)
-    return dataclasses.replace(programs, train_step=programs.train_step.compile())
-
-
-def lower_job(job: Job, batch: Batch) -> Programs:
-    """Trace a job's programs for the shapes of a host batch, with a `train_step` to compile."""
     key = jax.random.key(job.seed)
     given = meshes.batch_shapes(job.mesh, batch, job.batch_size)
 
@@ -224,12 +226,17 @@ def _train(
         told.say(_announcement(job, workdir))
         if job.preflight:
             told.say(job.preflight(batch))
-        compiled = compile_job(job, batch)
+        programs = lower_job(job, batch)
+        with futures.ThreadPoolExecutor(1) as beside:  # the step compiles while the state is made
+            compiling = beside.submit(programs.compiled)
+            if start:
+                state, rows = checkpoints.restore(start, programs.shapes, programs.shardings)
+            else:
+                state, rows = programs.initialise(), []
+            compiled = compiling.result()
         if start:
-            state, rows = checkpoints.restore(start, compiled.shapes, compiled.shardings)
             told.say(f"going on from step {start}")
         else:
-            state, rows = compiled.initialise(), []
             told.say(_table(state, compiled))
             _save_arrays(
                 workdir / EXAMPLES_FILE,

@@ -77,7 +77,7 @@ def job(**changes) -> loop.Job:
 
 
 def final_state(a_job, workdir):
-    compiled = loop.compile_job(a_job, host_batch(0))
+    compiled = loop.lower_job(a_job, host_batch(0)).compiled()
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         assert checkpoints.latest_step() == a_job.total_steps
         state, _ = checkpoints.restore(a_job.total_steps, compiled.shapes, compiled.shardings)
