@@ -28,7 +28,7 @@ DOORS = {
     "tensorflow": (),
     "tensorflow_datasets": ("data/sources/tfds.py", "prepare/tfds.py"),
     "torch": ("interop/files.py",),
-    "bpy": ("prepare/render_3diebench.py",),
+    "bpy": ("prepare/scene.py",),
     "e3nn_jax": ("nn/heads.py",),
     "clu": ("train/log.py",),
     "grain": ("data/loader.py",),
