@@ -1,10 +1,11 @@
 """Where does a network break its symmetry? The prediction, the measurement, and pictures of both.
 
-    python -m jaxequi.probe --config=configs/classification.py:cifar10,exact   # fresh weights
-    python -m jaxequi.probe --run=runs/NAME                                    # a trained network
+    python -m jaxequi.probe --config=configs/rotmnist.py:approximate27   # fresh weights
+    python -m jaxequi.probe --run=runs/NAME                              # a trained network
 
-Prints the static verdict and the measured error of every layer, and writes figures to --out. A
-trained classifier is also tested at 36 angles. The images are the first of the validation set.
+Prints the static verdict and the measured error of every layer, and writes figures to --out; those
+of a run go into its report. A trained classifier is also tested at 36 angles. The images are the
+first of the validation set.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from jaxequi import augment, cli, experiment, trained
+from jaxequi import augment, cli, experiment, report, trained
 from jaxequi.data import order
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic
@@ -30,8 +31,11 @@ from jaxequi.types import PyTree
 
 _RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
 _GROUP = flags.DEFINE_string("group", None, "Group; by default the network's own, or c4.")
-_IMAGES = flags.DEFINE_integer("images", 16, "Images to measure with.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "probe", "Folder for the figures.")
+_IMAGES = flags.DEFINE_integer("images", 64, "Images to measure with.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder for the figures; by default the run's, or probe/.")
+
+MOST_MAPS = 8
+"""Layers whose maps are drawn, spread over the network, besides the first that breaks."""
 
 
 def examples(config: ml_collections.ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,20 +88,29 @@ def probe(
         f"measured: {'no layer breaks' if first is None else f'breaks from {first} on'}",
         *rows,
     ]
-    stages = [layer for layer in errors.layers[:-1] if "/" not in layer]
     figures = {
-        "errors": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
+        "equivariance": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
         "maps": pictures.feature_maps(
-            encode, images[0], group, 1, keep=stages[:12].__contains__, regular=regular
+            encode, images[0], group, 1, keep=_drawn(verdict).__contains__, regular=regular
         ),
     }
     return "\n".join(lines), figures
+
+
+def _drawn(verdict: exactness.Verdict) -> set[str]:
+    """Names of modules below the root whose maps tell the story: they slide windows."""
+    stages = list(dict.fromkeys(layer.partition("/")[0] for layer in verdict.layers))
+    spread = np.linspace(0, len(stages) - 1, min(MOST_MAPS, len(stages))).round().astype(int)
+    broken = {b.layer.layer.partition("/")[0] for b in verdict.breaks[:1]}
+    return {stages[i] for i in spread} | broken
 
 
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
     if len(argv) > 1:
         return cli.refuse(f"unknown argument {argv[1]!r}; see --help")
+    logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads
+    cli.use_compilation_cache()
     try:
         run = trained.load(_RUN.value) if _RUN.value else None
         config = run.config if run else cli.config()[0]
@@ -110,8 +123,9 @@ def main(argv: list[str]) -> int:
         if run:
             variables = run.backbone_variables
         else:
-            draw = jax.jit(lambda x: network.init(jax.random.key(config.seed), x, False))
-            variables = draw(jnp.asarray(images[:1]))
+            # the key is an argument: XLA would fold the draws from a constant one, for minutes
+            draw = jax.jit(lambda key, x: network.init(key, x, False))
+            variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
         text, figures = probe(network, variables, images, group, regular)
     except ValueError as error:
         if cli.is_refusal(error):
@@ -125,13 +139,19 @@ def main(argv: list[str]) -> int:
             return network.apply(variables, x, False) @ head["kernel"] + head["bias"]
 
         found = invariance.sweep(classify, images, labels)
-        print(f"accuracy upright {found[0]:.4f}, over the circle {found.mean():.4f}")
+        print(
+            f"accuracy of {len(images)} images: upright {found[0]:.4f}, "
+            f"quarter turns {found[:: len(found) // 4].mean():.4f}, circle {found.mean():.4f}"
+        )
         figures["circle"] = pictures.circle({"accuracy": found})
-    out = pathlib.Path(_OUT.value)
+    default = run.run / report.FIGURES if run else pathlib.Path("probe")
+    out = pathlib.Path(_OUT.value) if _OUT.value else default
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=110)
     print(f"figures: {out}/{{{','.join(figures)}}}.png")
+    if run and not _OUT.value:
+        print(f"report: {report.write(run.run)}")
     return 0
 
 

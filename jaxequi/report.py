@@ -10,6 +10,7 @@ writes `figures/*.png` and `report.html`, which holds the figures and can be sen
 from __future__ import annotations
 
 import base64
+import collections
 import html
 import json
 import pathlib
@@ -28,14 +29,20 @@ from jaxequi.train.loop import CONFIG_FILE, EXAMPLES_FILE
 
 # A pooled R2 of quaternions is not 0 for a constant guess: its w column has a large mean.
 POOLED_R2_FLOOR = 0.229
+FIGURES = "figures"  # below the folder of a run
+PROBED = {"Equivariance error by layer": "equivariance", "Maps of a turned image": "maps"}
 LATENT_NAMES = ("rot x", "rot y", "rot z", "floor hue", "light theta", "light phi", "light hue")
 
 
 def curves(rows: list[dict[str, Any]]) -> Figure:
-    """Every metric over the steps; metrics that differ in the last word only share a panel."""
+    """Every metric over the steps; metrics that differ in the last word only share a panel.
+
+    A metric that was taken once is no curve; it is in the table of the page.
+    """
+    taken = collections.Counter(name for row in rows for name in row)
     panels: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        if name not in ("step", "epoch"):
+    for name, times in taken.items():
+        if name not in ("step", "epoch") and (times > 1 or len(rows) == 1):
             panels.setdefault(name.rpartition("/")[0] or name, []).append(name)
     columns = 3
     lines = -(-len(panels) // columns)
@@ -49,7 +56,7 @@ def curves(rows: list[dict[str, Any]]) -> Figure:
         if panel.endswith("r2"):
             axis.axhline(POOLED_R2_FLOOR, color="grey", ls=":", lw=1)
             axis.set_ylim(-0.1, 1)
-        axis.set_title(panel, fontsize=10)
+        axis.set_title(members[0] if len(members) == 1 else panel, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
         if len(members) > 1:
@@ -106,7 +113,8 @@ def spectrum(arrays: Mapping[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(6.5, 4), layout="tight")
     axis = figure.subplots()
     for name, part in parts_of(arrays).items():
-        values = np.linalg.svd(part - part.mean(0), compute_uv=False)
+        # Centring takes one dimension away from as many points.
+        values = np.linalg.svd(part - part.mean(0), compute_uv=False)[: len(part) - 1]
         values = values / max(values[0], 1e-12)
         share = values / values.sum()
         rank = np.exp(-np.sum(share * np.log(share + 1e-12)))
@@ -149,6 +157,8 @@ def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
 def write(workdir: pathlib.Path) -> pathlib.Path:
     """Write `figures/*.png` and `report.html` of a run; return the page's path.
 
+    Shows what `python -m jaxequi.probe` drew of the run, too.
+
     Raises:
       ValueError: the directory holds no run.
     """
@@ -164,8 +174,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         arrays, which = _load(file), file.stem.partition("_")[2]
         if "representation" not in arrays:
             continue
-        made[f"Singular values ({which})"] = (f"spectrum_{which}", spectrum(arrays))
         if arrays["representation"].shape[-1] > 1:
+            made[f"Singular values ({which})"] = (f"spectrum_{which}", spectrum(arrays))
             made[f"Principal components ({which})"] = (f"projection_{which}", projection(arrays))
         if "turned_logits" in arrays:
             angles = pictures.circle(
@@ -173,13 +183,15 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
             )
             made[f"Accuracy by angle ({which})"] = (f"angles_{which}", angles)
 
-    folder = workdir / "figures"
+    folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)
+    for name, figure in made.values():
+        figure.savefig(folder / f"{name}.png", dpi=90)
+    shown = {title: name for title, (name, _) in made.items()}
+    shown |= {t: name for t, name in PROBED.items() if (folder / f"{name}.png").exists()}
     body = []
-    for title, (name, figure) in made.items():
-        file = folder / f"{name}.png"
-        figure.savefig(file, dpi=90)
-        data = base64.b64encode(file.read_bytes()).decode()
+    for title, name in shown.items():
+        data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
         body.append(f'<h2>{title}</h2><img alt="{name}" src="data:image/png;base64,{data}">')
     last = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>"

@@ -20,6 +20,9 @@ from jaxequi.groups.planar import Group
 from jaxequi.probes import layers
 from jaxequi.types import Array
 
+ROUNDING = 1e-4
+"""Relative error above which a layer is not exact in f32."""
+
 
 class Errors(NamedTuple):
     """Errors of L layers under the G elements of a group; element 0 is the identity.
@@ -34,7 +37,7 @@ class Errors(NamedTuple):
     absolute: np.ndarray
     relative: np.ndarray
 
-    def first_above(self, tolerance: float = 1e-4) -> str | None:
+    def first_above(self, tolerance: float = ROUNDING) -> str | None:
         """Name the first layer with a relative error above a tolerance, or None."""
         above = np.flatnonzero(self.relative.max(1) > tolerance)
         return self.layers[above[0]] if above.size else None

@@ -141,6 +141,7 @@ class Verdict:
       padding: the smallest change of paddings that makes this size exact, as (layer, padding now,
         padding then), () if none is needed, None if none of up to `MOST_PADDING` pixels does.
       unjudged: as in `Geometry`.
+      layers: those that slide windows, in order.
     """
 
     group: Group
@@ -150,6 +151,7 @@ class Verdict:
     larger: int | None
     padding: tuple[tuple[str, int, int], ...] | None
     unjudged: tuple[str, ...]
+    layers: tuple[str, ...]
 
     @property
     def exact(self) -> bool:
@@ -247,6 +249,7 @@ def judge(fn: Callable[..., Any], shape: tuple[int, ...], group: Group, *argumen
         larger=next(filter(exact_at, (max(size) + d for d in reach)), None) if breaks else None,
         padding=_repair(geometry, size, group) if breaks else (),
         unjudged=geometry.unjudged,
+        layers=tuple(dict.fromkeys(w.layer for w in geometry.windows)),
     )
 
 

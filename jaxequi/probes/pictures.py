@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.probes import layers
-from jaxequi.probes.equivariance import Errors
+from jaxequi.probes.equivariance import ROUNDING, Errors
 from jaxequi.types import Array
 
 
@@ -25,6 +25,8 @@ def feature_maps(
     regular: bool = True,
 ) -> Figure:
     """Draw, layer by layer, the moved map of an image, the map of the moved image, and their gap.
+
+    A column is a layer; the gap is drawn on the scale of the maps above it.
 
     Args:
       fn: images f32[B, H, W, C] -> anything, by Linen modules.
@@ -40,16 +42,16 @@ def feature_maps(
     upright, moved = recorder.run(x), recorder.run(planar.act(group, element, x))
     act = planar.act_on_field if regular else planar.act
     turned = planar.act(group, element, x)
-    rows: list[tuple[str, Any, Any]] = [("image", turned, turned)]
+    columns: list[tuple[str, Any, Any]] = [("image", turned, turned)]
     for name, before, after in zip(recorder.names, upright, moved):
         if before.ndim == 4:
-            rows.append((name, act(group, element, before), after))
-    figure = Figure(figsize=(7.2, 2.1 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 3, squeeze=False)
-    titles = (f"map, then {group.labels[element]}", f"{group.labels[element]}, then map", "gap")
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=10)
-    for line, (name, *maps) in zip(axes, rows):
+            columns.append((name, act(group, element, before), after))
+    figure = Figure(figsize=(0.4 + 1.7 * len(columns), 5.9), layout="constrained")
+    axes = figure.subplots(3, len(columns), squeeze=False)
+    move = group.labels[element]
+    for axis, title in zip(axes[:, 0], (f"map, then {move}", f"{move}, then map", "gap")):
+        axis.set_ylabel(title, fontsize=10)
+    for line, (name, *maps) in zip(axes.T, columns):
         channel = element if regular and name != "image" else 0
         a, b = (np.asarray(m)[0, ..., channel] for m in maps)
         low, high = min(a.min(), b.min()), max(a.max(), b.max())
@@ -57,21 +59,27 @@ def feature_maps(
         for axis, picture in zip(line, (a, b)):
             axis.imshow(picture, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
         line[2].imshow(gap, vmin=0, vmax=high - low, cmap="magma", interpolation="nearest")
-        line[0].set_ylabel(f"{name}\n{a.shape[0]} x {a.shape[1]}", fontsize=8)
-        line[2].set_ylabel(f"largest {gap.max():.1g}", fontsize=8)
+        line[0].set_title(f"{name}\n{a.shape[0]} x {a.shape[1]}", fontsize=9)
+        line[2].set_xlabel(f"largest {gap.max():.1e}", fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
 
 
 def error_curves(measured: Mapping[str, Errors]) -> Figure:
-    """Draw the relative error of every layer, worst element, one curve for each measurement."""
+    """Draw the relative error of every layer, worst element, one curve for each measurement.
+
+    The grey band is what rounding alone explains.
+    """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axis = figure.subplots()
+    lowest = 1e-8
     longest: Sequence[str] = max((e.layers[:-1] for e in measured.values()), key=len)
     for label, errors in measured.items():
-        worst = np.maximum(errors.relative[:-1].max(1), 1e-9)
+        worst = np.maximum(errors.relative[:-1].max(1), lowest)
         axis.semilogy(worst, "o-", ms=3, label=label)
+    axis.axhspan(lowest, ROUNDING, color="grey", alpha=0.15, lw=0)
+    axis.set_ylim(lowest, 10)
     axis.set_xticks(range(len(longest)), longest, rotation=90, fontsize=6)
     axis.set_ylabel("relative equivariance error")
     axis.grid(alpha=0.3)
@@ -85,7 +93,9 @@ def circle(accuracies: Mapping[str, np.ndarray]) -> Figure:
     axis = figure.add_subplot(projection="polar")
     for label, found in accuracies.items():
         angles = np.linspace(0, 2 * np.pi, len(found) + 1)
-        axis.plot(angles, np.append(found, found[0]), label=f"{label} (mean {np.mean(found):.3f})")
+        style = "o-" if len(found) <= 8 else "-"  # four quarter turns are points, no curve
+        label = f"{label} (mean {np.mean(found):.3f})"
+        axis.plot(angles, np.append(found, found[0]), style, ms=4, label=label, clip_on=False)
     axis.set_ylim(0, 1)
     axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.1, -0.16))
     return figure
