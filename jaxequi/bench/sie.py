@@ -69,7 +69,7 @@ def _measure(backbone: nn.Module, shape: tuple[int, ...], repeats: int) -> dict[
         method, optimizer, lambda key, batch: batch, total_steps=100, steps_per_epoch=10
     )
     program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     clock, processor = [], []
     for _ in range(repeats + 1):
         began, worked = time.perf_counter(), time.process_time()
