@@ -38,6 +38,8 @@ NOISE_THRESHOLD = 0.01  # where a pixel is sampled no more
 BOUNCES = {"max": 3, "diffuse": 3, "glossy": 0, "transmission": 0, "transparent_max": 8}
 SEGMENTS, RINGS = 64, 32  # of the mesh of an ellipsoid
 
+_Mesh = tuple[np.ndarray, list[tuple[int, ...]]]  # vertices, and faces by their numbers
+
 
 class Scene:
     """The scene in Blender; there can be one in a process.
@@ -283,7 +285,7 @@ class Scene:
         try:
             with _quiet():
                 read(filepath=str(file))
-            reason = "it has no faces"
+            reason = "no face was found in it"
         except RuntimeError as error:
             reason = _reason(error)
         self._bpy.context.view_layer.update()
@@ -329,23 +331,24 @@ class Scene:
         mesh.materials.append(material)
 
     def _invert_alpha(self) -> None:
-        """Turn alpha textures over: in ShapeNet they hold transparency (BlenderProc does it)."""
-        materials = {m for each in self._objects for m in each.data.materials if m}
-        for material in materials:
+        """Turn alpha textures over: those of ShapeNet are dark where they are opaque.
+
+        As BlenderProc's `ShapeNetLoader` does: the colours, not the alpha, of the texture count.
+        """
+        for material in {m for each in self._objects for m in each.data.materials if m}:
             nodes, links = material.node_tree.nodes, material.node_tree.links
             textures = [node for node in nodes if node.bl_idname == "ShaderNodeTexImage"]
-            surfaces = [node for node in nodes if node.bl_idname == "ShaderNodeBsdfPrincipled"]
             if len(textures) < 2:  # one that is both colour and alpha is right as it is
                 continue
-            for link in [link for s in surfaces for link in s.inputs["Alpha"].links]:
-                if link.from_node in textures:
+            alpha = [link for link in links if link.to_socket.name == "Alpha"]
+            for texture, socket in [(link.from_node, link.to_socket) for link in alpha]:
+                if texture in textures:
                     invert = nodes.new("ShaderNodeInvert")
-                    source, target = link.from_socket, link.to_socket
-                    links.new(source, invert.inputs["Color"])
-                    links.new(invert.outputs["Color"], target)
+                    links.new(texture.outputs["Color"], invert.inputs["Color"])
+                    links.new(invert.outputs["Color"], socket)
 
 
-def part_mesh(part: Parts, slot: int) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+def part_mesh(part: Parts, slot: int) -> _Mesh:
     """Make the mesh of one part of an embedded object.
 
     Args:
@@ -361,13 +364,19 @@ def part_mesh(part: Parts, slot: int) -> tuple[np.ndarray, list[tuple[int, ...]]
     return (unit * part.half) @ turn.T + part.center, faces
 
 
-def _cube() -> tuple[np.ndarray, list[tuple[int, ...]]]:
+def _cube() -> _Mesh:
     corners = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
-    faces = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
-    return corners, faces
+    return corners, [
+        (0, 1, 3, 2),
+        (4, 6, 7, 5),
+        (0, 4, 5, 1),
+        (2, 3, 7, 6),
+        (0, 2, 6, 4),
+        (1, 5, 7, 3),
+    ]
 
 
-def _ball() -> tuple[np.ndarray, list[tuple[int, ...]]]:
+def _ball() -> _Mesh:
     polar = np.pi * np.arange(1, RINGS) / RINGS
     around = 2 * np.pi * np.arange(SEGMENTS) / SEGMENTS
     theta, phi = (grid.ravel() for grid in np.meshgrid(polar, around, indexing="ij"))
