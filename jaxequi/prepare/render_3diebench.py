@@ -163,8 +163,11 @@ def keep_settings(out: epath.PathLike, settings: dict[str, Any]) -> None:
       ValueError: it holds views that were rendered in another way.
     """
     file = epath.Path(out).expanduser() / SETTINGS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    begun = any(entry.is_dir() for entry in file.parent.iterdir())  # before the other shards begin
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if begun:
+            raise DataError(f"{file.parent} holds folders, but no {SETTINGS}; take another one.")
         _write(file, json.dumps(settings, indent=1).encode(), f".{os.getpid()}")
         return
     before = json.loads(file.read_text())
@@ -201,9 +204,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _objects(options: argparse.Namespace) -> list[Model]:
-    for name, least in (("views", 1), ("image_size", 8), ("samples", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            given = getattr(options, name)
+    limits = {"views": 1, "image_size": 8, "samples": 1, "seed": 0, "threads": 0}
+    for name, least in limits.items():
+        given = getattr(options, name)
+        if given < least:
             raise ValueError(f"--{name.replace('_', '-')} is {given}; take {least} or more.")
     if options.models is None:
         if options.objects:
