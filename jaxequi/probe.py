@@ -123,8 +123,12 @@ def main(argv: list[str]) -> int:
         if run:
             variables = run.backbone_variables
         else:
-            # the key is an argument: XLA would fold the draws from a constant one, for minutes
-            draw = jax.jit(lambda key, x: network.init(key, x, False))
+            # as in `train.loop`: LLVM's optimizer would take minutes over what runs once
+            options = {"xla_backend_optimization_level": 0}
+            draw = jax.jit(
+                lambda key, x: network.init(key, x, False),
+                compiler_options=options if jax.default_backend() == "cpu" else None,
+            )
             variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
         text, figures = probe(network, variables, images, group, regular)
     except ValueError as error:
