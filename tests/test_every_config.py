@@ -117,6 +117,26 @@ def test_bad_input_is_refused_before_anything_is_compiled(fields, message, tmp_p
         loop.run(experiment.build(changed(**fields)), tmp_path)
 
 
+@pytest.mark.parametrize("variant", ["approximate27", "approximate29"])
+def test_an_inexact_network_is_refused_before_anything_is_compiled(variant, tmp_path, monkeypatch):
+    config = load(CONFIGS / "rotmnist.py").get_config(f"{variant},smoke")
+    config.check = "eror"
+    with pytest.raises(ValueError, match="Did you mean 'error'"):
+        experiment.build(config)
+    config.check = "error"
+
+    def compiled(self, *args, **options):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
+    with pytest.raises(ValueError, match="NOT equivariant from pool2 on"):
+        loop.run(experiment.build(config), tmp_path)
+    exact = load(CONFIGS / "rotmnist.py").get_config("exact,smoke")
+    exact.check = "error"
+    with pytest.raises(AssertionError, match="compiled"):
+        loop.run(experiment.build(exact), tmp_path / "exact")
+
+
 def test_one_duration_and_only_one():
     both = changed(total_epochs=2)
     with pytest.raises(ValueError, match="exactly one of the two"):

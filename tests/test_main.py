@@ -34,6 +34,10 @@ def call(*arguments):
         (("--config=configs/sie.py:smoke", "--config.method.name=sieve"), "'sie'"),
         (("--config=configs/sie.py:smoke", "--workdir=/dev/null/x"), "cannot be used"),
         (("--config=configs/sie.py:smoke", "extra"), "unknown argument 'extra'"),
+        (
+            ("--config=configs/rotmnist.py:approximate27,smoke", "--config.check=error"),
+            "refuses a network that is not exact",
+        ),
     ],
 )
 def test_bad_input_is_one_clean_message(arguments, message):

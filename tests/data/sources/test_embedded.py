@@ -1,0 +1,113 @@
+"""Data that needs no download: scikit-learn's digits, the drawing, and parts of a source."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from jaxequi.data.sources import arrays, digits, drawing, subset
+
+
+def views(rows, count=1):
+    return np.zeros((rows, count), int)
+
+
+def test_digits():
+    datasets = pytest.importorskip("sklearn.datasets")
+    train, test = digits.make("train"), digits.make("test")
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.class_names == tuple("0123456789")
+    whole = datasets.load_digits()
+    fifth = test.read([0], views(1))[0]  # the fifth of the first five
+    assert fifth["label"] == whole.target[4]
+    np.testing.assert_array_equal(fifth["image"][0], np.round(whole.images[4] * 15.9375))
+    assert train.images.max() == 255
+    every = sorted([*train.images.tobytes(), *test.images.tobytes()])
+    assert every == sorted(np.round(whole.images * 15.9375).astype(np.uint8).tobytes())
+
+
+def test_digits_refuse_other_splits_and_name_their_package(monkeypatch):
+    with pytest.raises(ValueError, match="train and test, not 'val'"):
+        digits.make("val")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        digits.make()
+
+
+@pytest.mark.parametrize("size", [31, 32, 33])
+def test_the_drawing_has_no_symmetry(size):
+    picture = drawing.draw(size)
+    assert picture.shape == (size, size)
+    assert picture.dtype == np.uint8
+    assert (picture.min(), picture.max()) == (drawing.GROUND, drawing.LINE)
+    turns = [np.rot90(m, k) for m in (picture, picture[:, ::-1]) for k in range(4)]
+    assert len({turned.tobytes() for turned in turns}) == 8
+    # it touches borders, so that a pixel left over there is seen
+    assert all(line.max() == drawing.LINE for line in (picture[0], picture[-1], picture[:, -1]))
+
+
+def test_the_pair_and_its_copies():
+    source = drawing.make(size=16, copies=3)
+    assert len(source) == 6
+    assert source.class_names == ("as drawn", "turned")
+    records = source.read(range(6), views(6, 2))
+    assert [record["label"] for record in records] == [0, 1, 0, 1, 0, 1]
+    assert all(len(record["image"]) == 2 for record in records)
+    for record in records:
+        expected = np.rot90(drawing.draw(16), record["label"])
+        np.testing.assert_array_equal(record["image"][1], expected)
+
+
+@pytest.mark.parametrize("arguments", [{"size": 7}, {"copies": 0}])
+def test_no_drawing(arguments):
+    with pytest.raises(ValueError, match="8 pixels or more"):
+        drawing.make(**arguments)
+
+
+@pytest.fixture
+def ten(tmp_path):
+    """Ten pictures whose grey level and label are their row."""
+    path = tmp_path / "ten.npz"
+    grey = np.arange(10, dtype=np.uint8)
+    np.savez(path, images=np.broadcast_to(grey[:, None, None], (10, 2, 2)), labels=grey)
+    return {"name": "arrays", "path": str(path)}
+
+
+def labels(source):
+    return [record["label"] for record in source.read(range(len(source)), views(len(source)))]
+
+
+def test_parts_of_one_order(ten):
+    whole = labels(subset.make(ten))
+    assert sorted(whole) == list(range(10))
+    assert whole != list(range(10))
+    parts = [subset.make(ten, start, stop) for start, stop in ((0, 0.2), (0.2, 0.75), (0.75, 1))]
+    assert [len(part) for part in parts] == [2, 5, 3]  # cut off at int(7.5)
+    assert [label for part in parts for label in labels(part)] == whole
+    assert labels(subset.make(ten, seed=1)) != whole
+    assert parts[0].class_names == arrays.make(ten["path"]).class_names
+    assert parts[0].num_views == 1
+    assert str(parts[1]) == "5 of 10 arrays u8[2, 2]"
+    record = parts[2].read([1], views(1, 2))[0]
+    assert [image[0, 0] for image in record["image"]] == [record["label"]] * 2
+
+
+def test_parts_of_parts(ten):
+    half = {"name": "subset", "source": ten, "stop": 0.5}
+    inner = labels(subset.make(**{k: v for k, v in half.items() if k != "name"}))
+    assert set(labels(subset.make(half, stop=0.4))) < set(inner)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1), (0.0, 0.05)]
+)
+def test_an_empty_part_is_refused(ten, start, stop):
+    with pytest.raises(ValueError, match="empty or outside"):
+        subset.make(ten, start, stop)
+
+
+def test_an_unknown_source_is_refused(ten):
+    with pytest.raises(ValueError, match="Did you mean 'arrays'"):
+        subset.make({**ten, "name": "array"})
