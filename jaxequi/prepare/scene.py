@@ -31,7 +31,8 @@ from jaxequi.prepare.models import Model
 ENGINES = ("cycles", "eevee")
 DEVICES = ("cpu", "cuda", "optix", "hip", "oneapi", "metal")
 
-FLOOR_SIZE = 10_000.0
+# Of the published plane, Eevee's shadow maps cannot resolve anything: all of it would be in shadow.
+FLOOR_SIZE = {"cycles": 10_000.0, "eevee": 50.0}
 SUN_ANGLE = 2 * raycast.SUN_HALF_ANGLE
 SPOT_ANGLE = 2 * raycast.SPOT_HALF_ANGLE
 NOISE_THRESHOLD = 0.01  # where a pixel is sampled no more
@@ -80,7 +81,7 @@ class Scene:
         else:
             self._use_eevee(samples)
         self._add_world()
-        self._floor = self._add_floor()
+        self._floor = self._add_floor(FLOOR_SIZE[engine])
         self._add_camera()
         sun = self._add_light("SUN", raycast.SUN_IRRADIANCE)
         sun.data.angle = SUN_ANGLE  # as it is made, it shines straight down
@@ -186,9 +187,9 @@ class Scene:
         background.inputs["Color"].default_value = (*[raycast.SKY_RADIANCE] * 3, 1)
         self._scene.world = world
 
-    def _add_floor(self) -> Any:
+    def _add_floor(self, size: float) -> Any:
         """Add the plane; return the node of its colour."""
-        reach, height = FLOOR_SIZE / 2, raycast.FLOOR_HEIGHT
+        reach, height = size / 2, raycast.FLOOR_HEIGHT
         corners = [(x * reach, y * reach, height) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
         floor = self._add_mesh("floor", corners, [(0, 1, 2, 3)])
         material, diffuse = self._diffuse("floor")
