@@ -27,6 +27,7 @@ import numpy as np
 from jaxequi import names
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
+from jaxequi.nn.conv import Window, conv2d
 from jaxequi.types import Array
 
 Pair = int | tuple[int, int]
@@ -172,22 +173,16 @@ def _convolve(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
             f"A layer between feature maps of {group.name} takes {group.order} for each field."
         )
-    (sh, sw), (ph, pw), (dh, dw) = pair(strides), pair(padding), pair(dilation)
-    reach = [d * (k - 1) + 1 for d, k in zip((dh, dw), bank.shape[:2])]
-    if x.shape[1] + 2 * ph < reach[0] or x.shape[2] + 2 * pw < reach[1]:
-        raise ValueError(
-            f"an image of {x.shape[1]} x {x.shape[2]} pixels with padding {ph, pw} is smaller than "
-            f"the kernel, which reaches over {reach[0]} x {reach[1]}."
-        )
-    y = jax.lax.conv_general_dilated(
-        x,
-        bank.astype(x.dtype),
-        window_strides=(sh, sw),
-        padding=((ph, ph), (pw, pw)),
-        rhs_dilation=(dh, dw),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+    rows, columns = (
+        Window(s, (p, p), d) for s, p, d in zip(pair(strides), pair(padding), pair(dilation))
     )
+    k = bank.shape[0]
+    if rows.outputs(x.shape[1], k) < 1 or columns.outputs(x.shape[2], k) < 1:
+        raise ValueError(
+            f"an image of {x.shape[1]} x {x.shape[2]} pixels with padding {pair(padding)} is "
+            f"smaller than the kernel, which reaches over {rows.reach(k)} x {columns.reach(k)}."
+        )
+    y = conv2d(x, bank.astype(x.dtype), rows, columns, groups)
     return y if bias is None else y + jnp.repeat(bias, group.order).astype(y.dtype)
 
 

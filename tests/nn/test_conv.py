@@ -26,13 +26,14 @@ from jaxequi.nn import conv
 def test_tiny_outputs(size, k, stride, padding, dilation):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (3, *size, 4)), jax.random.normal(keys[1], (k, k, 4, 5))
-    windows = conv._Windows(stride, padding, dilation)
+    rows = conv.Window(stride, padding, dilation)
+    columns = conv.Window(stride, padding[::-1], dilation)
 
     def native(x, kernel):
-        return conv._native(x, kernel, windows, groups=1)
+        return conv._native(x, kernel, (rows, columns), groups=1)
 
     def tiny(x, kernel):
-        return conv.conv2d(x, kernel, stride, padding, dilation)
+        return conv.conv2d(x, kernel, rows, columns)
 
     expected, expected_vjp = jax.vjp(native, x, kernel)
     got, got_vjp = jax.vjp(tiny, x, kernel)
@@ -46,6 +47,7 @@ def test_tiny_outputs(size, k, stride, padding, dilation):
 def test_by_hand():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
-    y = conv.conv2d(x, kernel, stride=2)
+    window = conv.Window(stride=2)
+    y = conv.conv2d(x, kernel, window, window)
     first = 0 * 1 + 1 * 2 + 4 * 3 + 5 * 4  # each step adds 2 or 8 to four pixels
     assert y[0, ..., 0].tolist() == [[first, first + 20], [first + 80, first + 100]]
