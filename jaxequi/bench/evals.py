@@ -66,9 +66,7 @@ def _checkpoint(config: ml_collections.ConfigDict, folder: pathlib.Path) -> path
     with job.batches(0, 1) as batches:
         batch = job.augment(jax.random.key(0), next(batches))
     unoptimized = {"xla_backend_optimization_level": 0}  # it runs once
-    params, extra = jax.jit(job.method.init, compiler_options=unoptimized)(
-        jax.random.key(0), batch
-    )
+    params, extra = jax.jit(job.method.init, compiler_options=unoptimized)(jax.random.key(0), batch)
     checkpoints = Checkpoints(folder.absolute() / trained.FOLDER)
     checkpoints.save(0, {"params": params, "extra": extra}, job.config, window=[])
     checkpoints.close()

@@ -170,7 +170,9 @@ def test_paint_fades_along_the_axes_of_the_object(angles, left, toward):
     def grows(name, colour):
         return more[name]["rgb".index(colour.lower())] * (-1 if colour.isupper() else 1)
 
-    assert grows("left", left) > 10 and grows("right", left) < -10 and grows("front", toward) > 10
+    assert grows("left", left) > 10
+    assert grows("right", left) < -10
+    assert grows("front", toward) > 10
 
 
 def test_light_from_above():
