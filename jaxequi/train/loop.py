@@ -104,7 +104,7 @@ class Job:
 class Programs:
     """The programs of a job, and where its state lives.
 
-    `initialise` and `eval_step` compile when they are first called, `train_step` by `compiled`.
+    `eval_step` compiles when it is first called, `train_step` by `compiled`.
     """
 
     initialise: Callable[[], TrainState]
@@ -118,8 +118,12 @@ class Programs:
         return dataclasses.replace(self, train_step=self.train_step.compile())
 
 
-def lower_job(job: Job, batch: Batch) -> Programs:
+def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) -> Programs:
     """Trace a job's programs for the shapes of a host batch.
+
+    Args:
+      beside: where the program that makes the first state compiles while the step is traced;
+        without, it compiles when `initialise` is called.
 
     Raises:
       ValueError: the method refuses the shapes of the batch (before anything is compiled).
@@ -134,6 +138,12 @@ def lower_job(job: Job, batch: Batch) -> Programs:
 
     shapes = jax.eval_shape(init, key)
     shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
+    # Drawing parameters runs once and is long to compile (a random generator for each of them):
+    # on a CPU LLVM's optimizer would take four times as long as it could ever save.
+    on_cpu = job.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    draw = jax.jit(init, out_shardings=shardings, compiler_options=options).lower(key)
+    drawing = beside.submit(draw.compile) if beside else None
     state = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
     )
@@ -147,13 +157,10 @@ def lower_job(job: Job, batch: Batch) -> Programs:
         accumulate=job.accumulate,
     )
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-    # Drawing parameters runs once and is long to compile (a random generator for each of them):
-    # on a CPU LLVM's optimizer would take four times as long as it could ever save.
-    on_cpu = job.mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    draw = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return Programs(
-        initialise=lambda: _lay(job.initial, draw(key)),
+        initialise=lambda: _lay(
+            job.initial, (drawing.result() if drawing else draw.compile())(key)
+        ),
         train_step=train_step.lower(state, given),
         eval_step=jax.jit(
             make_eval_step(job.method, job.eval_augment or job.augment), out_shardings=whole
@@ -226,17 +233,13 @@ def _train(
         told.say(_announcement(job, workdir))
         if job.preflight:
             told.say(job.preflight(batch))
-        programs = lower_job(job, batch)
-        with futures.ThreadPoolExecutor(1) as beside:  # the step compiles while the state is made
-            compiling = beside.submit(programs.compiled)
-            if start:
-                state, rows = checkpoints.restore(start, programs.shapes, programs.shardings)
-            else:
-                state, rows = programs.initialise(), []
-            compiled = compiling.result()
+        with futures.ThreadPoolExecutor(1) as beside:
+            compiled = lower_job(job, batch, None if start else beside).compiled()
         if start:
+            state, rows = checkpoints.restore(start, compiled.shapes, compiled.shardings)
             told.say(f"going on from step {start}")
         else:
+            state, rows = compiled.initialise(), []
             told.say(_table(state, compiled))
             _save_arrays(
                 workdir / EXAMPLES_FILE,
