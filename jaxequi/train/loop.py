@@ -143,7 +143,7 @@ def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) ->
     on_cpu = job.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     draw = jax.jit(init, out_shardings=shardings, compiler_options=options).lower(key)
-    drawing = beside.submit(draw.compile) if beside else None
+    drawn = beside.submit(draw.compile).result if beside else draw.compile
     state = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
     )
@@ -158,9 +158,7 @@ def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) ->
     )
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
     return Programs(
-        initialise=lambda: _lay(
-            job.initial, (drawing.result() if drawing else draw.compile())(key)
-        ),
+        initialise=lambda: _lay(job.initial, drawn()(key)),
         train_step=train_step.lower(state, given),
         eval_step=jax.jit(
             make_eval_step(job.method, job.eval_augment or job.augment), out_shardings=whole
