@@ -12,7 +12,7 @@ Words after the variant: `paper` is the published experiment on 3DIEBench (ResNe
 batch 1024, 2000 epochs, Adam 1e-3 constant); `smoke` is tiny; `deep` and `mlp` are the other
 predictors. Every coefficient of every objective is as published in all of them.
 
-Measured as it is below (2026-11-22, two CPU cores, about six minutes a run; seeds 0, 1, 2: mean and
+Measured as it is below (2026-11-22, two CPU cores, five minutes a run; seeds 0, 1, 2: mean and
 standard deviation; online evaluator over the training batches of the last 50 steps). Pooled R2
 scores a constant guess 0.229; in the columns of the quaternion that is 0. Chance of top-1 is 8 %.
 

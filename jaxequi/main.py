@@ -26,6 +26,7 @@ from jaxequi import cli, experiment
 from jaxequi.train import log, loop, mesh
 
 FAILED = 1
+PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a new one in runs/.")
 
@@ -67,10 +68,18 @@ def main(argv: list[str]) -> int:
     except log.NonFiniteError as error:
         return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
-        from jaxequi import report  # brings matplotlib, which the first step need not wait for
-
-        print(f"report: {report.write(workdir)}")
+        _report(job, workdir)
     return code
+
+
+def _report(job: loop.Job, workdir: pathlib.Path) -> None:
+    """Write the report; of a network over a group it holds what the probe measures."""
+    from jaxequi import probe, report, trained  # matplotlib: the first step need not wait for it
+
+    if job.preflight and jax.process_count() == 1:  # it predicted what is now measured
+        print(probe.of_run(trained.load(workdir), PROBED_IMAGES))
+    else:
+        print(f"report: {report.write(workdir)}")
 
 
 if __name__ == "__main__":

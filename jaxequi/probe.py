@@ -105,6 +105,75 @@ def _drawn(verdict: exactness.Verdict) -> set[str]:
     return {stages[i] for i in spread} | broken
 
 
+def of_run(
+    run: trained.Trained, count: int, group: Group | None = None, out: pathlib.Path | None = None
+) -> str:
+    """Probe a trained network with `count` images.
+
+    Args:
+      group: whose elements move the images; by default the network's own, or C4.
+      out: folder for the figures; by default the run's, whose report is written anew.
+
+    Returns:
+      What to print.
+    """
+    network = experiment.make_backbone(run.config)
+    chosen = _group(network, group)
+    images, labels = examples(run.config, count)
+    text, figures = probe(network, run.backbone_variables, images, *chosen)
+    lines = [text]
+    if "classifier" in run.params:
+        head = run.params["classifier"]
+
+        def classify(x: Any) -> Any:
+            return network.apply(run.backbone_variables, x, False) @ head["kernel"] + head["bias"]
+
+        found = invariance.sweep(classify, images, labels)
+        lines.append(
+            f"accuracy of {len(images)} images: upright {found[0]:.4f}, "
+            f"quarter turns {found[:: len(found) // 4].mean():.4f}, circle {found.mean():.4f}"
+        )
+        figures["circle"] = pictures.circle({"accuracy": found})
+    lines.append(_save(figures, out or run.run / report.FIGURES))
+    if not out:
+        lines.append(f"report: {report.write(run.run)}")
+    return "\n".join(lines)
+
+
+def _of_config(
+    config: ml_collections.ConfigDict, count: int, group: Group | None, out: pathlib.Path
+) -> str:
+    """Probe a network as it is drawn."""
+    network = experiment.make_backbone(config)
+    chosen = _group(network, group)
+    images, _ = examples(config, count)
+    # as in `train.loop`: LLVM's optimizer would take minutes over what runs once
+    options = {"xla_backend_optimization_level": 0}
+    draw = jax.jit(
+        lambda key, x: network.init(key, x, False),
+        compiler_options=options if jax.default_backend() == "cpu" else None,
+    )
+    variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
+    text, figures = probe(network, variables, images, *chosen)
+    return f"{text}\n{_save(figures, out)}"
+
+
+def _group(network: nn.Module, given: Group | None) -> tuple[Group, bool]:
+    """The group to move images by, and whether the network's maps are regular fields of it."""
+    own = getattr(network, "group", cyclic(1))
+    regular = given is None and own.order > 1
+    group = own if regular else given or cyclic(4)
+    planar.check_on_grid(group)
+    return group, regular
+
+
+def _save(figures: dict[str, Figure], out: pathlib.Path) -> str:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=110)
+    return f"figures: {out}/{{{','.join(figures)}}}.png"
+
+
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
     if len(argv) > 1:
@@ -112,50 +181,18 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads
     cli.use_compilation_cache()
     try:
-        run = trained.load(_RUN.value) if _RUN.value else None
-        config = run.config if run else cli.config()[0]
-        network = experiment.make_backbone(config)
-        own = getattr(network, "group", cyclic(1))
-        regular = own.order > 1 and _GROUP.value is None
-        group = planar.named(_GROUP.value) if _GROUP.value else own if regular else cyclic(4)
-        planar.check_on_grid(group)
-        images, labels = examples(config, _IMAGES.value)
-        if run:
-            variables = run.backbone_variables
+        group = planar.named(_GROUP.value) if _GROUP.value else None
+        out = pathlib.Path(_OUT.value) if _OUT.value else None
+        if _RUN.value:
+            text = of_run(trained.load(_RUN.value), _IMAGES.value, group, out)
         else:
-            # as in `train.loop`: LLVM's optimizer would take minutes over what runs once
-            options = {"xla_backend_optimization_level": 0}
-            draw = jax.jit(
-                lambda key, x: network.init(key, x, False),
-                compiler_options=options if jax.default_backend() == "cpu" else None,
-            )
-            variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
-        text, figures = probe(network, variables, images, group, regular)
+            out = out or pathlib.Path("probe")
+            text = _of_config(cli.config()[0], _IMAGES.value, group, out)
     except ValueError as error:
         if cli.is_refusal(error):
             return cli.refuse(str(error))
         raise
     print(text)
-    if run and "classifier" in run.params:
-        head = run.params["classifier"]
-
-        def classify(x: Any) -> Any:
-            return network.apply(variables, x, False) @ head["kernel"] + head["bias"]
-
-        found = invariance.sweep(classify, images, labels)
-        print(
-            f"accuracy of {len(images)} images: upright {found[0]:.4f}, "
-            f"quarter turns {found[:: len(found) // 4].mean():.4f}, circle {found.mean():.4f}"
-        )
-        figures["circle"] = pictures.circle({"accuracy": found})
-    default = run.run / report.FIGURES if run else pathlib.Path("probe")
-    out = pathlib.Path(_OUT.value) if _OUT.value else default
-    out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=110)
-    print(f"figures: {out}/{{{','.join(figures)}}}.png")
-    if run and not _OUT.value:
-        print(f"report: {report.write(run.run)}")
     return 0
 
 

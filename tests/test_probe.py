@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import rotmnist as rotmnist_config
-from jaxequi import experiment, probe
+from jaxequi import experiment, main, probe
 from jaxequi.groups.planar import cyclic
 from jaxequi.models.gresnet import GResNet
 from jaxequi.models.rotmnist import RotMnistNet
@@ -60,6 +60,8 @@ def test_a_deep_network_is_drawn_in_parts():
 def test_a_run_and_its_report(tmp_path):
     job = experiment.build(rotmnist_config.get_config("approximate27,smoke"))
     assert loop.run(job, tmp_path / "run") == loop.FINISHED
+    main._report(job, tmp_path / "run")  # what ends every training of a network over a group
+    assert "Equivariance error by layer" in (tmp_path / "run" / "report.html").read_text()
     done = call(f"--run={tmp_path / 'run'}", "--images=4", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "checkpoint" not in done.stderr  # what the library that reads them logs
