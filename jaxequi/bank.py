@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -125,7 +126,8 @@ def compute(
                 told = time.monotonic()
                 _note(folder, rows.stop, files)
                 left = (told - began) / (rows.stop - done) * (objects - rows.stop)
-                print(f"features {folder}: {rows.stop}/{objects}  ETA {log.duration(left)}")
+                line = f"features {folder}: {rows.stop}/{objects}  ETA {log.duration(left)}"
+                print(line, file=sys.stderr)  # progress: what a command prints may be parsed
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(str(folder))
     return _bank(_resume(folder)[1])
