@@ -8,6 +8,11 @@ all objects. Between the orientations p, q of the view asked for and the view fo
 The similarities are N x M dot products of E numbers and are never stored. Memory, over all devices:
 `SLAB * E` predictions, `BLOCK * E` candidates, `TILE * BLOCK` similarities, all f32; each slab
 reads the candidates once.
+
+The largest of the published comparisons, 527,600 held-out queries among 2.6 million views with
+E = 1024, is 2 N M E = 2.9e15 operations, in 2.3 GiB: by arithmetic a minute on an accelerator that
+does 5e13 f32 operations a second, two with half its speed. 5,000 among 50,000 took 12 s on two
+(busy) CPU cores, 2026-11-21: 4e10 a second.
 """
 
 from __future__ import annotations
