@@ -27,6 +27,7 @@ from jaxequi.data import order
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic
 from jaxequi.probes import equivariance, exactness, invariance, pictures
+from jaxequi.train.state import draw_options
 from jaxequi.types import PyTree
 
 _RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
@@ -147,11 +148,9 @@ def _of_config(
     network = experiment.make_backbone(config)
     chosen = _group(network, group)
     images, _ = examples(config, count)
-    # as in `train.loop`: LLVM's optimizer would take minutes over what runs once
-    options = {"xla_backend_optimization_level": 0}
     draw = jax.jit(
         lambda key, x: network.init(key, x, False),
-        compiler_options=options if jax.default_backend() == "cpu" else None,
+        compiler_options=draw_options(jax.default_backend()),
     )
     variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
     text, figures = probe(network, variables, images, *chosen)

@@ -21,6 +21,7 @@ from jaxequi.methods import _frozen
 from jaxequi.train import loop
 from jaxequi.train import mesh as meshes
 from jaxequi.train.checkpoint import Checkpoints
+from jaxequi.train.state import draw_options
 
 EPOCHS = 300
 TASKS = ("classification", "rotation", "color")
@@ -65,8 +66,8 @@ def _checkpoint(config: ml_collections.ConfigDict, folder: pathlib.Path) -> path
     job = experiment.build(config)
     with job.batches(0, 1) as batches:
         batch = job.augment(jax.random.key(0), next(batches))
-    unoptimized = {"xla_backend_optimization_level": 0}  # it runs once
-    params, extra = jax.jit(job.method.init, compiler_options=unoptimized)(jax.random.key(0), batch)
+    init = jax.jit(job.method.init, compiler_options=draw_options(jax.default_backend()))
+    params, extra = init(jax.random.key(0), batch)
     checkpoints = Checkpoints(folder.absolute() / trained.FOLDER)
     checkpoints.save(0, {"params": params, "extra": extra}, job.config, window=[])
     checkpoints.close()

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxequi.train import log
 from jaxequi.train import mesh as meshes
 from jaxequi.train.checkpoint import Checkpoints
-from jaxequi.train.state import TrainState, initialise
+from jaxequi.train.state import TrainState, draw_options, initialise
 from jaxequi.train.step import Augment, make_eval_step, make_train_step
 from jaxequi.types import Batch, Features, Method, PyTree
 
@@ -138,10 +138,7 @@ def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) ->
 
     shapes = jax.eval_shape(init, key)
     shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
-    # Drawing parameters runs once and is long to compile (a random generator for each of them):
-    # on a CPU LLVM's optimizer would take four times as long as it could ever save.
-    on_cpu = job.mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    options = draw_options(job.mesh.devices.flat[0].platform)
     draw = jax.jit(init, out_shardings=shardings, compiler_options=options).lower(key)
     drawn = beside.submit(draw.compile).result if beside else draw.compile
     state = jax.tree.map(
