@@ -173,9 +173,9 @@ def run(*arguments):
     )
 
 
-needs_blender = pytest.mark.skipif(
-    importlib.util.find_spec("bpy") is None, reason='needs pip install -e ".[render]"'
-)
+# Blender is 370 MB and has wheels for some Pythons only, so it is an extra and not of every install.
+NO_BLENDER = 'Blender (370 MB, an extra) is not installed: pip install -e ".[render]"'
+needs_blender = pytest.mark.skipif(not importlib.util.find_spec("bpy"), reason=NO_BLENDER)
 
 
 def likeness(one, other):
