@@ -173,9 +173,8 @@ def run(*arguments):
     )
 
 
-# Blender is 370 MB and has wheels for some Pythons only, so it is an extra and not of every install.
-NO_BLENDER = 'Blender (370 MB, an extra) is not installed: pip install -e ".[render]"'
-needs_blender = pytest.mark.skipif(not importlib.util.find_spec("bpy"), reason=NO_BLENDER)
+HAS_BLENDER = importlib.util.find_spec("bpy") is not None
+needs_blender = pytest.mark.skipif(not HAS_BLENDER, reason='370 MB, an extra: ".[render]"')
 
 
 def likeness(one, other):
