@@ -126,7 +126,7 @@ def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) ->
         without, it compiles when `initialise` is called.
 
     Raises:
-      ValueError: the method refuses the shapes of the batch (before anything is compiled).
+      ValueError: the method refuses the shapes of the batch (before the step is compiled).
     """
     key = jax.random.key(job.seed)
     given = meshes.batch_shapes(job.mesh, batch, job.batch_size)
