@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB pixels: simplejpeg where it can, Pillow for the rest, equal pixels.
+"""Encoded pictures to RGB images: simplejpeg where it can, Pillow for the rest, equal pixels.
 
 simplejpeg (extra `fast`) reads the bytes in place and is a quarter faster. Colour types that it
 does not convert as Pillow does (CMYK, YCCK) and every other format go to Pillow, whatever the
@@ -24,8 +24,8 @@ except ImportError:
 MAX_PIXELS = 1 << 28  # a header that claims more is taken for a broken or hostile file
 
 
-def to_rgb(image: np.ndarray) -> np.ndarray:
-    """Make u8[H, W, 3] of u8[H, W], u8[H, W, 1], u8[H, W, 3] or u8[H, W, 4] (alpha is dropped)."""
+def _from_array(image: np.ndarray) -> Image.Image:
+    """Make RGB of u8[H, W], u8[H, W, 1], u8[H, W, 3] or u8[H, W, 4] (alpha is dropped)."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise DataError(
             f"a picture must be u8[H, W] or u8[H, W, C], not {image.dtype}{image.shape}"
@@ -34,21 +34,25 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
         image = image[..., None]
     if image.shape[-1] not in (1, 3, 4):
         raise DataError(f"a picture has 1, 3 or 4 channels, not {image.shape[-1]}")
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+    if image.shape[-1] == 1:
+        return Image.fromarray(image[..., 0]).convert("RGB")
+    return Image.fromarray(image[..., :3])
 
 
-def _simplejpeg(data: bytes) -> np.ndarray | None:
+def _simplejpeg(data: bytes) -> Image.Image | None:
     """Decode with simplejpeg, or return None where Pillow must judge."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        # with the fourth byte that Pillow keeps for itself, its copy is half as dear
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGBX")
+        return Image.frombytes("RGB", (width, height), pixels, "raw", "RGBX")
     except ValueError:
         return None
 
 
-def _pillow(data: bytes) -> np.ndarray:
+def _pillow(data: bytes) -> Image.Image:
     """Decode with Pillow; 16-bit grey keeps its high byte, where Pillow would clip at 255."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -56,18 +60,18 @@ def _pillow(data: bytes) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"the header claims {image.width} x {image.height} pixels")
             if image.mode.startswith("I;16"):
-                return to_rgb((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+                return _from_array((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
 
 
-def decode(picture: bytes | np.ndarray) -> np.ndarray:
-    """Decode an encoded file to RGB u8[H, W, 3]; a picture that is an array is only made RGB.
+def decode(picture: bytes | np.ndarray) -> Image.Image:
+    """Decode an encoded file to an RGB image; an array u8[H, W] or u8[H, W, C] becomes one too.
 
     Raises:
       DataError: an empty, truncated or unreadable file.
     """
     if isinstance(picture, np.ndarray):
-        return to_rgb(picture)
+        return _from_array(picture)
     if not picture:
         raise DataError("the file is empty (0 bytes)")
     if simplejpeg is not None and picture[:2] == b"\xff\xd8":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 Drawn = Sequence[float] | None
 
@@ -17,10 +17,10 @@ class Op:
 
     Attributes:
       name: what the op is called in a pipe, and its key in `aug`.
-      apply: `(image u8[H, W, 3], rng) -> (image, drawn)`; `drawn` has `draws` numbers.
+      apply: `(RGB image, rng) -> (image, drawn)`; `drawn` has `draws` numbers.
       draws: how many numbers the op draws; 0 means that it never asks the generator.
     """
 
     name: str
-    apply: Callable[[Any, np.random.Generator], tuple[Any, Drawn]]
+    apply: Callable[[Image, np.random.Generator], tuple[Image, Drawn]]
     draws: int = 0

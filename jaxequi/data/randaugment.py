@@ -166,12 +166,12 @@ def _layers(
 ) -> Op:
     """Make an op of two layers; each draws (applied, operation, magnitude, sign)."""
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
-        picture, drawn = Image.fromarray(image), []
+    def apply(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+        drawn = []
         for _ in range(LAYERS):
             picture, numbers = step(picture, rng)
             drawn += numbers
-        return np.asarray(picture), drawn
+        return picture, drawn
 
     return Op(name, apply, draws=4 * LAYERS)
 

@@ -20,7 +20,7 @@ def picture():
 
 
 def run(pipe, image, rng):
-    result = transforms.make([pipe])({"image": [image], "label": 0}, rng)
+    result = transforms.make([f"decode|{pipe}"])({"image": [image], "label": 0}, rng)
     return result["views"][0], {name: drawn[0] for name, drawn in result["aug"].items()}
 
 
@@ -35,6 +35,21 @@ def test_resize_antialiases():
     stripes[:, ::2] = 255
     small, _ = run("resize((8, 8))", stripes, None)
     assert abs(small.astype(int) - 127).max() <= 16
+
+
+@pytest.mark.parametrize("size", [(13, 21), (47, 33)])
+def test_a_fast_resize_is_at_most_a_level_off(picture, size):
+    image = Image.fromarray(picture)
+    exact = np.asarray(transforms.resizer("bilinear")(image, size)).astype(int)
+    difference = np.abs(np.asarray(transforms.resizer("bilinear", fast=True)(image, size)) - exact)
+    assert difference.max() == 1
+    assert difference.mean() < 0.3
+
+
+def test_a_fast_resize_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setattr(transforms, "cykooz_resizer", None)
+    with pytest.raises(ValueError, match=r"jaxequi\[fast\]"):
+        transforms.make(["decode|random_resized_crop(8, fast=True)"])
 
 
 def test_center_crop_takes_the_middle_and_pads(picture, rng):
@@ -73,7 +88,8 @@ def test_rotate90_is_counter_clockwise(rng):
 
 def test_rotate_by_a_right_angle_is_counter_clockwise(picture):
     square = picture[:, :30]
-    np.testing.assert_array_equal(transforms.rotated(square, 90.0), np.rot90(square))
+    turned = transforms.rotated(Image.fromarray(square), 90.0)
+    np.testing.assert_array_equal(turned, np.rot90(square))
 
 
 def test_rotate_keeps_its_range(picture):
@@ -148,7 +164,7 @@ def test_several_pictures_go_through_one_pipe_or_each_through_its_own(picture, r
 
 
 def test_an_op_twice_in_a_pipe_has_two_keys(picture, rng):
-    record = transforms.make(["flip|flip(1.0)"])({"image": [picture]}, rng)
+    record = transforms.make(["decode|flip|flip(1.0)"])({"image": [picture]}, rng)
     assert list(record["aug"]) == ["flip", "flip_2"]
     assert record["aug"]["flip_2"] == 1
 
@@ -157,12 +173,15 @@ def test_an_op_twice_in_a_pipe_has_two_keys(picture, rng):
     ("pipe", "words"),
     [
         ("decode|random_resize_crop(8)", "Did you mean 'random_resized_crop'"),
+        ("resize(8)|decode", "begins with `decode`"),
+        ("decode|decode", "begins with `decode`"),
         ("resize(8, side=3)", "unexpected keyword argument 'side'"),
         ("resize(__import__('os'))", "cannot read"),
         ("resize(3", "cannot read"),
         ("decode||flip", "cannot read"),
         ("resize(0)", "above 0"),
         ("resize(8, filter='cubic')", "no filter 'cubic'"),
+        ("resize(8, filter='bicubic', fast=True)", "not for 'bicubic'"),
         ("random_resized_crop(8, scale=(0, 1))", "0 < low"),
         ("random_resized_crop(8, ratio=(2, 1))", "0 < low"),
         ("flip(p='often')", "a probability"),

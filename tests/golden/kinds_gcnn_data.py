@@ -32,7 +32,7 @@ def mnist_pipeline(case: Case):
     for picture, degrees, expected in zip(
         case["in/images"], case.meta["pil_angles"], case["out/pil_rotated_uint8"]
     ):
-        turned = transforms.rotated(decoding.decode(picture), degrees)[..., 0]
+        turned = np.asarray(transforms.rotated(decoding.decode(picture), degrees))[..., 0]
         assert np.abs(turned.astype(int) - expected).max() <= 1
 
 

@@ -40,7 +40,7 @@ class Toy:
 
 def read(source, rows, views):
     records = source.read(rows, np.array(views))
-    images = [[int(decoding.decode(x)[0, 0, 0]) for x in r["image"]] for r in records]
+    images = [[int(decoding.decode(x).getpixel((0, 0))[0]) for x in r["image"]] for r in records]
     return images, [r["label"] for r in records], np.stack([r["latent"][:, 0] for r in records])
 
 

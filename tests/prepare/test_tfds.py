@@ -38,7 +38,7 @@ def prepared(name, manual, **splits):
         data = source.make(name, split, data_dir)
         records = data.read(range(len(data)), np.zeros((len(data), 1), int))
         records.sort(key=lambda record: record["label"])
-        images = [decoding.decode(record["image"][0]) for record in records]
+        images = [np.asarray(decoding.decode(record["image"][0])) for record in records]
         out[split] = images, [record["label"] for record in records], data.class_names
     return out
 

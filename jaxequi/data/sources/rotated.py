@@ -31,7 +31,7 @@ class Rotated:
         records = self._source.read(rows, views)
         for row, record in zip(rows, records):
             record["image"] = [
-                transforms.rotated(decoding.decode(picture), float(self.degrees[row]))
+                np.asarray(transforms.rotated(decoding.decode(picture), float(self.degrees[row])))
                 for picture in record["image"]
             ]
         return records
