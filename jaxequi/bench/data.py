@@ -4,12 +4,16 @@
 for each view. `threedie_pairs`: pairs of 3DIEBench from packed shards, against the published
 layout. `photometry`: jitter, grey, blur and solarize of 224x224 pictures, against Pillow on as
 many threads as there are cores. `tfrecord_index`: the offset index of ImageNet-sized records.
+`resident_memory`: what a hundred times the records cost a process that reads them shuffled.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import io
+import itertools
+import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -22,9 +26,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jaxequi import augment
-from jaxequi.data import decoding, recipes, tfrecord_file, transforms
-from jaxequi.data.sources import packed, threedie
-from jaxequi.data.sources.tfrecord import build_index
+from jaxequi.data import decoding, example, loader, order, recipes, tfrecord_file, transforms
+from jaxequi.data.sources import packed, tfrecord, threedie
 from jaxequi.prepare.pack import pack
 
 Work = Callable[[], Any]
@@ -229,12 +232,12 @@ def tfrecord_index(records: int = 1000, size: int = 110_000, rounds: int = 6) ->
         tfrecord_file.write(file, content())
         seconds = fastest(
             {
-                "one": lambda: build_index([file], threads=1),
-                "two": lambda: build_index([file, file], threads=1),
+                "one": lambda: tfrecord.build_index([file], threads=1),
+                "two": lambda: tfrecord.build_index([file, file], threads=1),
             },
             rounds,
         )
-        index = build_index([file])
+        index = tfrecord.build_index([file])
     return {
         "milliseconds_per_1000_records": seconds["one"] * 1e6 / records,
         "ceiling": 10.0,
@@ -243,7 +246,43 @@ def tfrecord_index(records: int = 1000, size: int = 110_000, rounds: int = 6) ->
     }
 
 
+def _peak(files: str, steps: int, batch_size: int) -> int:
+    """Read shuffled batches of a TFRecord set; return the most bytes that were resident."""
+    source = tfrecord.make(files, classes=2)
+    rows = functools.partial(order.epochs, 0, batch_size=batch_size, n=len(source))
+    transform = transforms.make(["decode"])
+    with loader.batches(source, transform, rows, seed=0, start=0, stop=steps) as batches:
+        for _ in batches:
+            pass
+    # of this program alone: getrusage would count what the process was before it became one
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def resident_memory(few: int = 2_000, many: int = 200_000, steps: int = 400) -> dict[str, float]:
+    """Compare the peaks of two processes that read as many batches of a small and a large set."""
+    picture = io.BytesIO()
+    photo(6, 6, 0).save(picture, "PNG")
+    spawn = multiprocessing.get_context("spawn")
+    record = example.build({"image": picture.getvalue(), "label": np.array([1])})
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (few, many):
+            file = tfrecord_file.epath.Path(folder) / str(count)
+            tfrecord_file.write(file, itertools.repeat(record, count))
+            tfrecord.make(str(file), classes=2)  # builds the index, once
+            with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+                peaks.append(process.submit(_peak, str(file), steps, 64).result())
+        size = file.stat().length
+    return {
+        "megabytes": peaks[0] / 1e6,
+        "megabytes_of_100_times_the_records": peaks[1] / 1e6,
+        "bytes_a_record": (peaks[1] - peaks[0]) / (many - few),
+        "bytes_a_record_on_disk": size / many,
+    }
+
+
 def run() -> dict[str, dict[str, float]]:
     """Run all comparisons."""
-    works = (two_views, threedie_pairs, photometry, tfrecord_index)
+    works = (two_views, threedie_pairs, photometry, tfrecord_index, resident_memory)
     return {work.__name__: work() for work in works}

@@ -115,6 +115,9 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __str__(self) -> str:
+        return f"{len(self)} embedded objects at {self.image_size} pixels"
+
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
         """Pictures `views` (i64[N, V]) of the objects `rows` (N of them).
 
