@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,3 +76,52 @@ def test_interrupted_and_started_again(tmp_path):
     again = call(*arguments)
     assert again.returncode == 0
     assert "finished" in again.stdout
+
+
+def start_two(*arguments):
+    """Start the same command as two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    cluster["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    return [
+        subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            env={**os.environ, **cluster, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+
+def test_two_processes_train_as_one_and_stop_together(tmp_path):
+    arguments = (
+        "--config=configs/sie.py:vicreg,smoke",
+        "--config.total_steps=300",
+        "--config.eval_every_steps=0",
+        "--config.save_every_steps=1000",
+    )
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    running = start_two(*arguments, f"--workdir={tmp_path / 'two'}")
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in running), running[0].communicate()[0]
+        time.sleep(0.05)
+    running[1].send_signal(signal.SIGTERM)  # a scheduler may tell one host alone
+    outputs = [process.communicate(timeout=100)[0] for process in running]
+    assert [process.returncode for process in running] == [85, 85], outputs
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    done = call(*arguments[:1], *arguments[2:], "--config.total_steps=2", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    alone = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for two, one in zip(lines, alone):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    done = call(*arguments, f"--workdir={tmp_path / 'two'}")  # one process goes on where two were
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 301))
