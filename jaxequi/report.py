@@ -23,12 +23,11 @@ from matplotlib.figure import Figure
 
 from jaxequi.evals import turned
 from jaxequi.groups import quaternions
+from jaxequi.objectives.regression import POOLED_R2_FLOOR
 from jaxequi.probes import pictures
 from jaxequi.train import log
 from jaxequi.train.loop import CONFIG_FILE, EXAMPLES_FILE
 
-# A pooled R2 of quaternions is not 0 for a constant guess: its w column has a large mean.
-POOLED_R2_FLOOR = 0.229
 FIGURES = "figures"  # below the folder of a run
 PROBED = {"Equivariance error by layer": "equivariance", "Maps of a turned image": "maps"}
 LATENT_NAMES = ("rot x", "rot y", "rot z", "floor hue", "light theta", "light phi", "light hue")

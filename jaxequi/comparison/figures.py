@@ -15,7 +15,7 @@ from jaxequi.comparison.table import Run
 from jaxequi.data import transforms
 from jaxequi.evals import retrieval
 from jaxequi.groups import quaternions
-from jaxequi.report import POOLED_R2_FLOOR
+from jaxequi.objectives.regression import POOLED_R2_FLOOR
 
 R2 = ("val/r2/representation-equi", "val/r2/representation")  # the first that a run logs
 QUERIES, FOUND = 4, 5

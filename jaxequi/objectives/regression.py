@@ -6,6 +6,9 @@ import jax.numpy as jnp
 
 from jaxequi.types import Array
 
+# The `r2` of a constant guess of 3DIEBench's relative quaternions, whose w has a large mean.
+POOLED_R2_FLOOR = 0.229
+
 
 def mean_squared_error(prediction: Array, target: Array) -> Array:
     """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
@@ -22,8 +25,8 @@ def r2(prediction: Array, target: Array) -> Array:
     """Coefficient of determination with one mean over all elements of the target.
 
     facebookresearch/SIE, `src/models.py`, `r2_score`. The columns of a target need not have the
-    mean that they share here, so a constant guess of each column's own mean scores above 0: 0.229
-    for the relative quaternions of 3DIEBench. `r2_per_column` has its floor at 0.
+    mean that they share here, so a constant guess of each column's own mean scores above 0, as
+    `POOLED_R2_FLOOR`. `r2_per_column` has its floor at 0.
 
     Args:
       prediction, target: f32[N, K].
