@@ -136,8 +136,9 @@ def _mnist(config) -> None:
             "stop": 1 / 60,
         },
     )
+    config.batch_size = 16  # of few digits many steps
     config.total_epochs = 8
-    config.log_every_steps = 31
+    config.log_every_steps = 62
 
 
 def _paper(config) -> None:
