@@ -18,7 +18,18 @@ The last metrics are `accuracy/seen` (upright test images) and `accuracy/unseen`
 turns). Published: a network that misses its grid by a pixel generalises worse to turned images it
 has not seen; the numbers of the paper's tables are not in its repository.
 
-Not trained beyond `smoke` here yet.
+Measured on the embedded digits (10 epochs, under a minute on two CPU cores; 360 test digits;
+2026-11-22; seeds 1, 2, 3: mean and standard deviation, % correct):
+
+                             upright       all quarter turns
+    digits                   99.1 +- 0.2   44.0 +- 3.1
+    digits,exact             99.4 +- 0.3   47.8 +- 6.6
+    digits,coset             99.2 +- 0.7   50.3 +- 2.7
+    digits,exact,coset       99.0 +- 0.3   99.0 +- 0.3
+
+An exact network whose head pools over the slices knows the turned digits as well as the upright
+ones, though it has seen none; each half alone does little. The other data sets were not trained
+here.
 """
 
 from configs import common
