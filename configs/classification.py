@@ -18,7 +18,7 @@ The last metrics are `accuracy/seen` (upright test images) and `accuracy/unseen`
 turns). Published: a network that misses its grid by a pixel generalises worse to turned images it
 has not seen; the numbers of the paper's tables are not in its repository.
 
-Measured on the embedded digits (10 epochs, under a minute on two CPU cores; 360 test digits;
+Measured on the embedded digits (10 epochs, under a minute on two CPU cores; 359 test digits;
 2026-11-22; seeds 1, 2, 3: mean and standard deviation, % correct):
 
                              upright       all quarter turns
