@@ -13,7 +13,10 @@ divided by ten after epochs 30, 60 and 80 of 90, five epochs of warm-up.
 takes imagenet2012 from TFDS instead. The reference trains with 64 images on each device and the
 rate 0.1 for 256; here the batch is 256.
 
-Not trained here yet: the data set was not at hand.
+ImageNet was not at hand. The embedded default (192 rendered objects of 12 classes, 240 steps, a few
+minutes on two CPU cores; 2026-11-22, seed 0, 48 held-out objects) shows that it runs, not what the
+paper shows, for rendered objects lie in all positions and have no upright: 42 % are told as they are
+and 42 % over the quarter turns at 48 pixels, 46 % and 46 % at 49; chance is 8 %.
 """
 
 from configs import common

@@ -84,11 +84,11 @@ def probe(
     rows = [f"{'layer':32} {'absolute':>10} {'relative':>10}   (worst of {group.order} elements)"]
     for name, absolute, relative in zip(errors.layers, errors.absolute, errors.relative):
         rows.append(f"{name:32} {absolute.max():10.2e} {relative.max():10.2e}")
-    lines = [
-        f"predicted: {verdict}",
-        f"measured: {'no layer breaks' if first is None else f'breaks from {first} on'}",
-        *rows,
-    ]
+    measured = {
+        None: "no layer breaks",
+        "output": "no layer breaks; the output is not invariant, its head keeps the slices apart",
+    }.get(first, f"breaks from {first} on")
+    lines = [f"predicted: {verdict}", f"measured: {measured}", *rows]
     figures = {
         "equivariance": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
         "maps": pictures.feature_maps(

@@ -49,6 +49,16 @@ def test_prediction_measurement_and_figures(size, broken, keys):
     assert [title for title in titles if title] == drawn
 
 
+@pytest.mark.parametrize("head", ["slices", "coset_last"])
+def test_a_head_that_keeps_the_slices_is_named(head, keys):
+    network = GResNet(cyclic(4), widths=(1, 1), blocks=(1, 1), head=head)
+    images = np.asarray(jax.random.normal(next(keys), (2, 9, 9, 3)))
+    variables = jax.jit(lambda key: network.init(key, images, False))(next(keys))
+    text, _ = probe.probe(network, variables, images, cyclic(4), regular=True)
+    assert "measured: no layer breaks" in text
+    assert ("the output is not invariant" in text) == (head == "slices")
+
+
 def test_a_deep_network_is_drawn_in_parts():
     network = GResNet(cyclic(4), widths=(1, 1, 1), blocks=(7, 7, 7))
     verdict = exactness.judge_network(network, (1, 32, 32, 3), cyclic(4))
