@@ -42,6 +42,14 @@ In each of the three runs the exact network is right equally often at a, a + 90,
 for all 36 angles a, to the last digit; 27 and 29 pixels lose up to 44 and 46 points between them. The
 order over the circle and the sizes of the losses at quarter turns are the published ones; the exact
 network, which may not use what is upright, is the slowest to learn, and has not converged.
+
+The default, scikit-learn's digits (1,068 steps of 16, seed 0, 359 test digits, 2026-11-22):
+
+                    upright  quarter turns   circle
+    exact           94.4     94.4            65.4
+    approximate27   94.4     85.9            57.6
+    approximate29   82.5     61.3            37.2
+    plain           98.6     38.9            30.0
 """
 
 from configs import common
