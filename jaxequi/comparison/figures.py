@@ -24,7 +24,7 @@ SWEEP = np.radians(np.arange(-90, 91, 30))
 
 def curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
     """Rotation R2 over the training steps of each method: mean over seeds, and their range."""
-    figure = Figure(figsize=(8, 5), layout="tight")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axis = figure.subplots()
     for label, seeds in runs.items():
         points: dict[int, list[float]] = {}
@@ -41,7 +41,7 @@ def curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
     axis.axhline(POOLED_R2_FLOOR, color="grey", ls=":", label="constant guess")
     axis.set(xlabel="step", ylabel="rotation R2 (equivariant part, where there is one)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)  # many curves leave no room
     return figure
 
 
