@@ -15,8 +15,8 @@ rate 0.1 for 256; here the batch is 256.
 
 ImageNet was not at hand. The embedded default (192 rendered objects of 12 classes, 240 steps, a few
 minutes on two CPU cores; 2026-11-22, seed 0, 48 held-out objects) shows that it runs, not what the
-paper shows, for rendered objects lie in all positions and have no upright: 42 % are told as they are
-and 42 % over the quarter turns at 48 pixels, 46 % and 46 % at 49; chance is 8 %.
+paper shows, for rendered objects lie in all positions and have no upright: 42 % are told as they
+are and 42 % over the quarter turns at 48 pixels, 46 % and 46 % at 49; chance is 8 %.
 """
 
 from configs import common

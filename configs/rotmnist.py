@@ -39,9 +39,9 @@ four minutes a run on one of two CPU cores, 2026-11-22; seeds 0, 1, 2: mean +- s
     plain           98.5         17.9         44.7         17.2         42.8
 
 In each of the three runs the exact network is right equally often at a, a + 90, a + 180 and a + 270
-for all 36 angles a, to the last digit; 27 and 29 pixels lose up to 44 and 46 points between them. The
-order over the circle and the sizes of the losses at quarter turns are the published ones; the exact
-network, which may not use what is upright, is the slowest to learn, and has not converged.
+for all 36 angles a, to the last digit; 27 and 29 pixels lose up to 44 and 46 points between them.
+The order over the circle and the sizes of the losses at quarter turns are the published ones; the
+exact network, which may not use what is upright, is the slowest to learn, and has not converged.
 
 The default, scikit-learn's digits (1,068 steps of 16, seed 0, 359 test digits, 2026-11-22):
 

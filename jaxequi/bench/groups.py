@@ -3,8 +3,8 @@
 A filter bank is the gather of a parameter, made once a step, so that a step of P4- or P4M-ResNet-44
 should cost what a plain ResNet-44 with all its channels written out does.
 
-Two CPU cores, 2026-11-22, default widths, batch 64: 15.2 s against 14.3 s for P4 (1.06 times; by the
-processor's time 1.01), 23.9 s against 25.1 s for P4M (0.95; 1.01); compiled in 5.0 s and 4.7 s.
+Two CPU cores, 2026-11-22, default widths, batch 64: 15.2 s against 14.3 s for P4 (1.06 times; by
+the processor's time 1.01), 23.9 s against 25.1 s for P4M (0.95; 1.01); compiled in 5.0 s and 4.7 s.
 """
 
 from __future__ import annotations
