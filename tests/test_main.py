@@ -48,6 +48,16 @@ def test_bad_input_is_one_clean_message(arguments, message):
     assert "Traceback" not in done.stderr
 
 
+def wait_for_steps(metrics, *running):
+    """Return when three steps are logged; fail if a process ends before that."""
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        for process in running:
+            assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_interrupted_and_started_again(tmp_path):
     arguments = (
         "--config=configs/sie.py:vicreg,smoke",
@@ -60,10 +70,7 @@ def test_interrupted_and_started_again(tmp_path):
         command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline, running.communicate()[0]
-        time.sleep(0.05)
+    wait_for_steps(metrics, running)
     running.send_signal(signal.SIGTERM)
     output, _ = running.communicate(timeout=100)
     assert running.returncode == 85, output
@@ -107,11 +114,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     )
     metrics = tmp_path / "two" / "metrics.jsonl"
     running = start_two(*arguments, f"--workdir={tmp_path / 'two'}")
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in running), running[0].communicate()[0]
-        time.sleep(0.05)
+    wait_for_steps(metrics, *running)
     running[1].send_signal(signal.SIGTERM)  # a scheduler may tell one host alone
     outputs = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [85, 85], outputs
@@ -119,7 +122,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     done = call(*arguments[:1], *arguments[2:], "--config.total_steps=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     alone = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    for two, one in zip(lines, alone):
+    for two, one in zip(lines[:2], alone, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     done = call(*arguments, f"--workdir={tmp_path / 'two'}")  # one process goes on where two were
     assert done.returncode == 0, done.stderr

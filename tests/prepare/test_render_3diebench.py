@@ -173,8 +173,8 @@ def run(*arguments):
     )
 
 
-HAS_BLENDER = importlib.util.find_spec("bpy") is not None
-needs_blender = pytest.mark.skipif(not HAS_BLENDER, reason='370 MB, an extra: ".[render]"')
+NO_BPY = importlib.util.find_spec("bpy") is None
+needs_blender = pytest.mark.skipif(NO_BPY, reason='Blender, 370 MB, is an extra: pip ".[render]"')
 
 
 def likeness(one, other):
