@@ -13,6 +13,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from jaxequi.errors import Refusal
+
 PACKAGE = pathlib.Path(__file__).parent
 BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
 
@@ -28,7 +30,7 @@ def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
       ValueError: there is none.
     """
     if _CONFIG.value is None:
-        raise ValueError("give --config=configs/FILE.py[:variant,word...]; --help says more")
+        raise Refusal("give --config=configs/FILE.py[:variant,word...]; --help says more")
     flag = flags.FLAGS["config"]
     given = config_flags.get_config_filename(flag)
     return _CONFIG.value, config_flags.get_override_values(flag), given
@@ -65,7 +67,7 @@ def parse(argv: list[str]) -> list[str]:
         flag = flags.FLAGS["config"]
         file = config_flags.get_config_filename(flag) if flag.present else ""
         if file and not os.path.exists(file.partition(":")[0]):
-            raise ValueError(f"there is no config file {file.partition(':')[0]!r}")
+            raise Refusal(f"there is no config file {file.partition(':')[0]!r}")
         return rest
     except (flags.Error, ValueError) as error:
         # A config file runs while the flags are parsed, and absl puts a whole traceback into the

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxequi import augment, bank, experiment, names, trained
 from jaxequi.bank import Bank
 from jaxequi.data import order, transforms
+from jaxequi.errors import Refusal
 from jaxequi.evals import features, heads, prediction, retrieval
 from jaxequi.methods import _frozen, _relation
 from jaxequi.train import mesh as meshes
@@ -49,7 +50,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     if config.protocol not in PROTOCOLS:
         raise names.unknown("protocol", config.protocol, PROTOCOLS)
     if not config.checkpoint:
-        raise ValueError("say what to evaluate: --config.checkpoint=FOLDER_OF_A_RUN")
+        raise Refusal("say what to evaluate: --config.checkpoint=FOLDER_OF_A_RUN")
     network = trained.load(config.checkpoint, config.checkpoint_step)
     mesh = meshes.make_mesh(**config.mesh)
     meshes.check_batch_size(mesh, config.batch_size)
@@ -64,7 +65,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     if config.predictor:
         _check_predictor(config, network)
     if min(source.num_views for source in sources.values()) < 2:
-        raise ValueError("these evaluations compare views; the data store one of each object")
+        raise Refusal("these evaluations compare views; the data store one of each object")
 
     clean = config.protocol == "clean"
     read = _clean if clean else _published
@@ -102,7 +103,7 @@ def _as_it_is(key: jax.Array, batch: Batch) -> Batch:
 
 def _source(network: trained.Trained, split: str, root: str | None) -> Source:
     if split not in network.config:
-        raise ValueError(
+        raise Refusal(
             f"the checkpoint of {network.run} does not say which data it is of; import it with the "
             "config of its experiment"
         )
@@ -129,12 +130,12 @@ def _heads(config: ml_collections.ConfigDict, network: trained.Trained) -> list[
 def _check_predictor(config: ml_collections.ConfigDict, network: trained.Trained) -> None:
     if not network.has_predictor:
         what = network.config.method.name if network.config.method else "a backbone alone"
-        raise ValueError(
+        raise Refusal(
             f"{network.run} is {what}, which predicts no embedding of another view; MRR and PRE "
             "need a method with such a predictor (sie, equimod, only_equi). Set predictor=False"
         )
     if config.protocol != "clean":
-        raise ValueError("MRR and PRE are scored on features of all views: use protocol='clean'")
+        raise Refusal("MRR and PRE are scored on features of all views: use protocol='clean'")
     for mode in config.modes:
         if mode not in prediction.MODES:
             raise names.unknown("mode", mode, prediction.MODES)
@@ -150,7 +151,7 @@ def _published(
     """Pictures, read anew in every step; one view where only classes are asked for, else two."""
     views = {2 if task.columns else 1 for task in tasks.values()}
     if len(views) != 1:
-        raise ValueError(
+        raise Refusal(
             f"protocol 'published' with the tasks {', '.join(tasks) or 'none'}: classes are told "
             "of one view and all else of two, and statistics drift with every view; ask one kind "
             "at a time, or use protocol='clean'"
@@ -307,7 +308,7 @@ def _score_predictor(
 def _views(found: Bank, relation: _relation.Relation) -> dict[str, np.ndarray]:
     """What the evaluations of a predictor read; relations go from view 0 of an object."""
     if found.embedding is None or found.latent is None:
-        raise ValueError("MRR and PRE need data with latents")
+        raise Refusal("MRR and PRE need data with latents")
     objects, views, columns = found.latent.shape
     start = np.broadcast_to(found.latent[:, :1], found.latent.shape)
     pairs = np.stack([start, found.latent], axis=2).reshape(objects * views, 2, columns)

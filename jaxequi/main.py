@@ -23,7 +23,9 @@ import jax
 from absl import app, flags, logging
 
 from jaxequi import cli, experiment
+from jaxequi.errors import Refusal
 from jaxequi.train import log, loop, mesh
+from jaxequi.train.job import Job
 
 FAILED = 1
 PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
@@ -34,7 +36,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a ne
 def new_workdir(given: str) -> pathlib.Path:
     """Name a folder after the config and the time: `runs/sie-vicreg-smoke-20260131-235959`."""
     if jax.process_count() > 1:
-        raise ValueError("a run of several processes needs --workdir, the same for all of them")
+        raise Refusal("a run of several processes needs --workdir, the same for all of them")
     path, _, words = given.partition(":")
     name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{pathlib.Path(path).stem} {words}").strip("-")
     return pathlib.Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -48,23 +50,12 @@ def main(argv: list[str]) -> int:
     try:
         config, overridden, given = cli.config()
         mesh.start_distributed()
-        if "checkpoint" in config:
-            from jaxequi import evaluation  # half a second of imports that a training does not need
-
-            job = evaluation.build(config, overridden)
-        else:
-            job = experiment.build(config, overridden)
+        job = experiment.build(config, overridden)
         workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
-        loop.prepare_workdir(job, workdir)
-    except ValueError as error:
-        return cli.refuse(str(error))
-    cli.use_compilation_cache()
-    try:
+        cli.use_compilation_cache()
         code = loop.run(job, workdir)
-    except ValueError as error:
-        if cli.is_refusal(error):
-            return cli.refuse(str(error))
-        raise
+    except Refusal as error:
+        return cli.refuse(str(error))
     except log.NonFiniteError as error:
         return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
@@ -72,9 +63,11 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _report(job: loop.Job, workdir: pathlib.Path) -> None:
+def _report(job: Job, workdir: pathlib.Path) -> None:
     """Write the report; of a network over a group it holds what the probe measures."""
-    from jaxequi import probe, report, trained  # matplotlib: the first step need not wait for it
+    from jaxequi import probe  # matplotlib: the first step need not wait for it
+    from jaxequi.experiment import trained
+    from jaxequi.runs import report
 
     if job.preflight and jax.process_count() == 1:  # it predicted what is now measured
         print(probe.of_run(trained.load(workdir), PROBED_IMAGES))

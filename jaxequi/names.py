@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxequi.errors import Refusal
+
 
 def choices(folder: str) -> list[str]:
     """Names that `find` accepts in a folder: its files, save those with a leading underscore."""
@@ -15,12 +17,12 @@ def choices(folder: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> ValueError:
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> Refusal:
     """The error for a name that does not exist: what was given, what exists, the nearest."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {given!r}.{hint} There is: {', '.join(allowed)}.")
+    return Refusal(f"unknown {kind} {given!r}.{hint} There is: {', '.join(allowed)}.")
 
 
 def find(folder: str, name: str, attribute: str = "make") -> Callable[..., Any]:

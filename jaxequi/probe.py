@@ -22,7 +22,9 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from jaxequi import augment, cli, experiment, report, trained
+from jaxequi import cli, experiment
+from jaxequi.experiment import trained
+from jaxequi.runs import report
 from jaxequi.data import order
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxequi.errors import Refusal
+
 import base64
 import html
 import pathlib
@@ -55,7 +57,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         page = out / "index.html"
         page.write_text(_page(table.cells(lines), trends, pictures, folders))
     except OSError as error:
-        raise ValueError(
+        raise Refusal(
             f"{out} cannot be written: {error.strerror}; give another --out"
         ) from error
     return page

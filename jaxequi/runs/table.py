@@ -7,6 +7,8 @@ learnt online beside the method where there is no offline evaluation.
 
 from __future__ import annotations
 
+from jaxequi.errors import Refusal
+
 import csv
 import dataclasses
 import io
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxequi.train import log
-from jaxequi.train.loop import CONFIG_FILE
+from jaxequi.train.workdir import CONFIG_FILE
 
 ONLINE = "online"
 PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online evaluator's
@@ -74,7 +76,7 @@ def read(folder: pathlib.Path) -> Run:
     """
     rows = log.read_metrics(folder)
     if not rows or not (folder / CONFIG_FILE).exists():
-        raise ValueError(f"{folder} holds no run: no {CONFIG_FILE} or no logged step")
+        raise Refusal(f"{folder} holds no run: no {CONFIG_FILE} or no logged step")
     return Run(folder, json.loads((folder / CONFIG_FILE).read_text()), rows)
 
 
