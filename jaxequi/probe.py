@@ -10,7 +10,7 @@ first of the validation set.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -19,19 +19,20 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from matplotlib.figure import Figure
 
 from jaxequi import cli, experiment
 from jaxequi.experiment import trained
-from jaxequi.runs import report
-from jaxequi.data import order
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic
 from jaxequi.probes import equivariance, exactness, invariance, pictures
+from jaxequi.runs import report
+from jaxequi.train import mesh as meshes
 from jaxequi.train.state import draw_options
 from jaxequi.types import PyTree
 
+cli.define_config()
 _RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
 _GROUP = flags.DEFINE_string("group", None, "Group; by default the network's own, or c4.")
 _IMAGES = flags.DEFINE_integer("images", 64, "Images to measure with.", lower_bound=1)
@@ -43,21 +44,13 @@ MOST_MAPS = 8
 
 def examples(config: ml_collections.ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray]:
     """First images f32[count, H, W, 3] of the validation set as a network sees them, and labels."""
-    source = experiment.make_source(config.val)
-    count = min(count, len(source))
-    batches = experiment.make_batches(
-        0,
-        1,
-        source=source,
-        part=config.val,
-        rows=functools.partial(order.once, batch_size=count, n=len(source)),
-        positions=np.arange(count),
-        seed=config.seed,
-        options=config.loader,
-    )
-    with batches as opened:
+    shown = dataclasses.replace(experiment.make_set(config, "val"), num_views=1)
+    count = min(count, len(shown.source))
+    with shown.batches(
+        lambda step: np.arange(count), meshes.make_mesh(1, 1), count, 0, 1
+    ) as opened:
         batch = next(opened)
-    seen = augment.make(config.get("eval_augment") or config.augment)(jax.random.key(0), batch)
+    seen = shown.augment(jax.random.key(0), batch)
     return np.asarray(seen["views"][:, 0]), np.asarray(batch["label"])
 
 
@@ -177,25 +170,17 @@ def _save(figures: dict[str, Figure], out: pathlib.Path) -> str:
 
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
-    if len(argv) > 1:
-        return cli.refuse(f"unknown argument {argv[1]!r}; see --help")
-    logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads
+    cli.no_arguments(argv)
     cli.use_compilation_cache()
-    try:
-        group = planar.named(_GROUP.value) if _GROUP.value else None
-        out = pathlib.Path(_OUT.value) if _OUT.value else None
-        if _RUN.value:
-            text = of_run(trained.load(_RUN.value), _IMAGES.value, group, out)
-        else:
-            out = out or pathlib.Path("probe")
-            text = _of_config(cli.config()[0], _IMAGES.value, group, out)
-    except ValueError as error:
-        if cli.is_refusal(error):
-            return cli.refuse(str(error))
-        raise
-    print(text)
+    group = planar.named(_GROUP.value) if _GROUP.value else None
+    out = pathlib.Path(_OUT.value) if _OUT.value else None
+    if _RUN.value:
+        print(of_run(trained.load(_RUN.value), _IMAGES.value, group, out))
+    else:
+        config = cli.config()[0].copy_and_resolve_references()
+        print(_of_config(config, _IMAGES.value, group, out or pathlib.Path("probe")))
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)
