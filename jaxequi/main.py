@@ -62,12 +62,11 @@ def main(argv: list[str]) -> int:
 
 def _report(job: Job, workdir: pathlib.Path) -> None:
     """Write the report; of a network over a group it holds what the probe measures."""
-    from jaxequi import probe  # matplotlib: the first step need not wait for it
     from jaxequi.experiment import trained
-    from jaxequi.runs import report
+    from jaxequi.runs import probing, report  # matplotlib: the first step need not wait for it
 
     if job.preflight and jax.process_count() == 1:  # it predicted what is now measured
-        print(probe.of_run(trained.load(workdir), PROBED_IMAGES))
+        print(probing.of_run(trained.load(workdir), PROBED_IMAGES))
     else:
         print(f"report: {report.write(workdir)}")
 

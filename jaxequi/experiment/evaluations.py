@@ -12,7 +12,6 @@ features, and `evaluate(sets, **options)` measures them. Options that every eval
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,9 +51,7 @@ def make(
     for name, given in config.evals.items():
         options = dict(given)
         file = options.pop("name", name)
-        if file not in names.choices("evals"):
-            raise names.unknown(f"evaluation (evals.{name})", file, names.choices("evals"))
-        module = importlib.import_module(f"jaxequi.evals.{file}")
+        module: Any = names.module("evals", file, f"evaluation (evals.{name})")
         asked = tuple(options.pop("sets", None) or module.SETS)
         wanted = inspect.signature(module.evaluate).parameters
         optional = options.pop("optional", False)
