@@ -49,7 +49,8 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
       ValueError: something that is not there, does not fit or contradicts; nothing was compiled,
         and nothing written.
     """
-    config = config.copy_and_resolve_references()
+    config, overridden = config.copy_and_resolve_references(), set(overridden)
+    networks.follow_names(config, overridden)
     _check(config)
     network = _start_network(config)
     mesh = meshes.make_mesh(**config.mesh)
@@ -73,7 +74,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     steps_per_epoch = order.steps_per_epoch(batch_size, examples)
     if config.train.get("order", "epochs") == "stream":
         steps_per_epoch = max(1, examples // batch_size)
-    steps = total_steps(config, steps_per_epoch, set(overridden))
+    steps = total_steps(config, steps_per_epoch, overridden)
     method = networks.make_method(config, facts, backbone)
     passes = _passes(config, mesh, frozen)
     fixed = {
