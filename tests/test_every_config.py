@@ -173,7 +173,7 @@ def changed(**fields):
         ({"optimizer__learning_rate": -0.1}, "neither may be below 0"),
         ({"optimizer__weight_decay": -0.1}, "neither may be below 0"),
         ({"profile_steps": (2, 9)}, "last <= 3"),
-        ({"best": "val/knn/top2"}, "val/knn/top1"),
+        ({"best": "val/nearest/top1"}, "of no evaluation"),
         ({"online__features": ("projection",)}, "does not give; there is representation"),
         ({"evals__knn__k": 100}, "between 1 and the 20 examples"),
         ({"train__order": "epoch"}, "Did you mean 'epochs'"),
