@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import pathlib
 import stat
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -36,6 +37,11 @@ def refuse_unless_regular(path: epath.PathLike, mode: int) -> None:
         raise DataError(
             f"{shown(path)} is {kind}; only regular files, and links to such, are read."
         )
+
+
+def is_regular(path: epath.PathLike) -> bool:
+    """Whether a path is a regular file or a link to one; what is in a bucket is."""
+    return "://" in os.fspath(path) or pathlib.Path(path).is_file()
 
 
 def _open(path: epath.PathLike) -> tuple[BinaryIO, int]:
