@@ -62,6 +62,7 @@ def _size(size: int | Sequence[int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"a size is a whole number above 0 or (height, width), not {size!r}.")
+    decoding.check_size(pair[1], pair[0], "a view")
     return pair
 
 
@@ -113,8 +114,11 @@ def resize(size: int | Sequence[int], filter: str = "bilinear", fast: bool = Fal
             return resized(image, pair)
         width, height = image.size
         if height <= width:
-            return resized(image, (size, int(size * width / height)))
-        return resized(image, (int(size * height / width), size))
+            target = (size, int(size * width / height))
+        else:
+            target = (int(size * height / width), size)
+        decoding.check_size(target[1], target[0], f"{width} x {height} pixels, resized,")
+        return resized(image, target)
 
     return _fixed("resize", apply)
 
