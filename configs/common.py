@@ -25,6 +25,7 @@ def base() -> ml_collections.ConfigDict:
             "remat": False,  # compute activations again in the backward pass, to save memory
             "mesh": {"data": -1, "fsdp": 1},
             "sharding": (),  # (regex, "fsdp" | "replicate") pairs over state leaves
+            # on_error: "raise", or "skip" what cannot be read, up to a tenth (data/loader.py)
             "loader": {"threads": 2, "buffer": 4, "on_error": "raise"},
             "log_every_steps": 50,
             "eval_every_steps": 0,  # 0: never

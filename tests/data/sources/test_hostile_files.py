@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxequi.data.errors import DataError, shown
-from jaxequi.data.sources import _files, arrays, folder
+from jaxequi.data.sources import _files, arrays, folder, threedie
 
 ONE = np.zeros((1, 1), int)
 PICTURES = np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5)
@@ -284,3 +284,43 @@ def test_names_of_any_bytes_become_classes_that_can_be_written(classes):
 def test_long_names_are_cut():
     assert len(shown("x" * 10**6)) < 250
     assert shown("a\0b") == r"'a\x00b'"
+
+
+@pytest.mark.parametrize(
+    ("objects", "labels", "words"),
+    [
+        (["a/b"], [10**9], "asks for 1,000,000,001 classes"),
+        (["a/b"], [0.5], "not whole numbers"),
+        (["a/b"], ["0"], "not whole numbers"),
+        ([b"a/b"], [0], "not a list of strings"),
+        ([7], [0], "not a list of strings"),
+        (["a/\udcff"], [0], "no Unicode text"),
+        (["a/b\0c"], [0], "points out of"),
+        (["a/\nb"], [0], r"names 'a/.nb'"),
+        ([], np.zeros(0, int), "not a list of strings"),
+        (np.zeros(0, "U3"), np.zeros(0, int), "is empty"),
+    ],
+)
+def test_lists_of_something_else_are_refused(tmp_path, objects, labels, words):
+    np.save(tmp_path / "i.npy", np.array(objects))
+    np.save(tmp_path / "l.npy", np.array(labels))
+    files = {"images_file": str(tmp_path / "i.npy"), "labels_file": str(tmp_path / "l.npy")}
+    with pytest.raises(DataError, match=words):
+        threedie.make(str(tmp_path), **files)
+
+
+def test_a_code_point_that_does_not_exist_is_refused(tmp_path):
+    data = npy(np.array(["a/b"]))
+    (tmp_path / "i.npy").write_bytes(data[:-4] + b"\xff" * 4)
+    with pytest.raises(DataError, match=r"i\.npy holds a string that is no Unicode text"):
+        _files.texts(_files.load_array(tmp_path / "i.npy"), "i.npy")
+
+
+@pytest.mark.parametrize("latent", [np.full(7, np.nan), np.array(["x"] * 7), np.zeros(7, complex)])
+def test_latents_are_finite_numbers(tmp_path, latent):
+    for name in "abcde":
+        (tmp_path / "01" / name).mkdir(parents=True)
+        np.save(tmp_path / "01" / name / "latent_0.npy", latent)
+    source = threedie.make(str(tmp_path), num_views=1)
+    with pytest.raises(DataError, match=r"latent_0\.npy (has shape|holds a number)"):
+        source.read([0], ONE)
