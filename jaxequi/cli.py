@@ -6,11 +6,11 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import ml_collections
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 PACKAGE = pathlib.Path(__file__).parent
@@ -56,6 +56,44 @@ def refuse(reason: str, code: int = BAD_INPUT) -> int:
     """Say in one breath what is wrong, by default with the input; return the exit code."""
     print(f"jaxequi: {reason}", file=sys.stderr)
     return code
+
+
+def arguments(
+    argv: list[str], own: flags.FlagValues, names: Sequence[str], usage: str | None
+) -> list[str]:
+    """Parse the command line of a program without a config; `--help` prints its docstring.
+
+    Args:
+      argv: program name, flags and arguments, in any order.
+      own: the program's flags, apart from those of other programs, which may have the same names.
+      names: of its arguments, all of which must be given.
+      usage: the docstring.
+
+    Returns:
+      The arguments.
+
+    Raises:
+      ValueError: an unknown flag, a value that does not fit, another number of arguments.
+    """
+    own.set_gnu_getopt()
+    for name in own:
+        own[name].unparse()
+    if {"-h", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
+        sys.exit(0)
+    try:
+        rest = own(argv)[1:]
+    except flags.Error as error:
+        raise ValueError(f"{error}; --help says which there are") from error
+    if len(rest) != len(names):
+        given = f"not {len(rest)} arguments ({', '.join(map(repr, rest)) or 'none'})"
+        raise ValueError(f"give {' '.join(names)}, {given}; --help says more")
+    return rest
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Run a program that parses its command line with `arguments`."""
+    app.run(main, flags_parser=lambda argv: [*flags.FLAGS(argv[:1]), *argv[1:]])
 
 
 def parse(argv: list[str]) -> list[str]:

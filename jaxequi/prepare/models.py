@@ -92,7 +92,7 @@ def _shapenet(base: pathlib.Path) -> dict[str, Model]:
     files = sorted(base.glob(f"*/*/{SHAPENET_FILE}"))
     names = {file: "/".join(file.relative_to(base).parts[:2]) for file in files}
     for file in files:
-        _check(file)
+        _check(base, file)
     return {name: Model(name, file, shapenet=True) for file, name in names.items()}
 
 
@@ -100,7 +100,7 @@ def _meshes(base: pathlib.Path) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for path in walk(base, MESH_SUFFIXES):
         file = base / path
-        _check(file)
+        _check(base, file)
         *folders, stem = pathlib.Path(path).with_suffix("").parts
         kind, *inner = [*(folders or [NO_CLASS]), stem]
         name = f"{kind}/{'_'.join(inner)}"
@@ -110,11 +110,11 @@ def _meshes(base: pathlib.Path) -> dict[str, Model]:
     return dict(sorted(found.items()))
 
 
-def _check(file: pathlib.Path) -> None:
+def _check(base: pathlib.Path, file: pathlib.Path) -> None:
     """Refuse what is no file, and what cannot name a folder of pictures."""
     if not file.is_file():
         raise DataError(f"{shown(file)} is no regular file; only meshes in files are rendered.")
-    if not str(file).isprintable():
+    if not str(file.relative_to(base)).isprintable():
         raise DataError(f"{shown(file)} has a name that is no printable text; rename it.")
 
 

@@ -6,31 +6,41 @@ generated here, and written by TFDS as ArrayRecord, so that `tfds.data_source` a
 users can read it. Archives are downloaded by TFDS's download manager with its checksums, or taken
 from `--manual-dir` where they lie there already.
 
+NAME is mnist, fashion_mnist, cifar10, cifar100, stl10, oxford_flowers102, patch_camelyon or
+imagenet2012.
+
     python -m jaxequi.prepare.tfds cifar10
     python -m jaxequi.prepare.tfds imagenet2012 --manual-dir /data/tars
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image
 
-from jaxequi import names
+from jaxequi import cli, names
 from jaxequi.data import decoding
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import open_file, read_file
 from jaxequi.data.sources.arrays import load_idx
 from jaxequi.data.sources.folder import Folder
 from jaxequi.prepare.archives import gunzip, members
+
+FLAGS = flags.FlagValues()
+_DATA_DIR = flags.DEFINE_string(
+    "data-dir", "", "Where to write; TFDS's default if absent.", flag_values=FLAGS
+)
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual-dir", "", "Where archives lie already.", flag_values=FLAGS
+)
 
 Examples = Iterator[tuple[Any, dict[str, Any]]]
 Fetch = Callable[[str], epath.Path]
@@ -391,24 +401,16 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
     return place
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.prepare.tfds",
-        description="Prepare a TFDS data set without TensorFlow.",
-    )
-    parser.add_argument("name", help=", ".join(NAMES))
-    parser.add_argument("--data-dir", default="", help="where to write; TFDS's default if absent")
-    parser.add_argument("--manual-dir", default="", help="where archives lie already")
-    options = parser.parse_args(arguments)
     try:
-        place = prepare(options.name, options.data_dir, options.manual_dir)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.name} is in {place}")
+        [name] = cli.arguments(argv, FLAGS, ["NAME"], __doc__)
+        place = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value)
+    except (ValueError, OSError) as error:
+        return cli.refuse(str(error))
+    print(f"{name} is in {place}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -196,13 +196,13 @@ def test_imagenet_from_class_folders(manual):
 def test_a_missing_part_of_imagenet_is_named_before_anything_is_written(manual, capsys):
     (manual / "train" / "n01440764").mkdir(parents=True)
     arguments = ["imagenet2012", "--manual-dir", str(manual), "--data-dir", str(manual / "out")]
-    assert tfds.main(arguments) == 2
+    assert tfds.main(["tfds", *arguments]) == 2
     error = capsys.readouterr().err
     assert "ILSVRC2012_img_val.tar" in error
     assert str(manual / "val") in error
     assert "train:" not in error
     assert not (manual / "out").exists()
-    assert tfds.main(["imagenet2012"]) == 2
+    assert tfds.main(["tfds", "imagenet2012"]) == 2
     assert "--manual-dir" in capsys.readouterr().err
 
 
