@@ -90,7 +90,7 @@ def examples(arrays: Mapping[str, np.ndarray]) -> Figure:
                 f"floor {floor:.2f}  light {hue:.2f}",
                 "light at {:.0f}, {:.0f}".format(*degrees[3:]),
             ]
-        axis.set_title("\n".join(title), fontsize=7)
+        axis.set_title("\n".join(title), fontsize=7, parse_math=False)  # names may have a $
     return figure
 
 

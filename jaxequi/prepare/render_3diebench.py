@@ -208,15 +208,15 @@ def keep_settings(out: epath.PathLike, settings: dict[str, Any]) -> None:
 
 
 def _objects() -> list[Model]:
-    if (_MODELS.value is None) == (_EMBEDDED.value is None):
-        raise ValueError("give --models=DIR or --embedded=N, one of them; --help says more")
-    if _MODELS.value is None:
+    if _MODELS.value and _EMBEDDED.value is None:
+        wanted = models.read_list(_OBJECTS.value) if _OBJECTS.value else ()
+        found = models.find(_MODELS.value, wanted)
+    elif _EMBEDDED.value is not None and not _MODELS.value:
         if _OBJECTS.value:
             raise ValueError("--objects lists objects of --models; --embedded counts its own.")
         found = models.embedded(_EMBEDDED.value, _SEED.value)
     else:
-        wanted = models.read_list(_OBJECTS.value) if _OBJECTS.value else ()
-        found = models.find(_MODELS.value, wanted)
+        raise ValueError("give --models=DIR or --embedded=N, one of them; --help says more")
     return shard_of(found, _SHARD.value)
 
 

@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from jaxequi.data import raycast
+from jaxequi.data import decoding, raycast
 from jaxequi.data.errors import DataError
 from jaxequi.data.raycast import Parts
 from jaxequi.groups import quaternions
@@ -128,8 +127,7 @@ class Scene:
                 raise ValueError(f"Blender cannot render: {_reason(error)}") from error
             if not file.exists():
                 raise ValueError("Blender rendered no picture.")
-            with Image.open(file) as picture:
-                return np.asarray(picture.convert("RGB"))
+            return np.asarray(decoding.decode(file.read_bytes()))
 
     def _set_up_picture(self, image_size: int, threads: int) -> None:
         render = self._scene.render

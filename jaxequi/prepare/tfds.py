@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import flags
@@ -301,7 +301,7 @@ def _fetcher(builder: Any, downloads: Any, manual_dir: epath.Path | None) -> Fet
         expected = builder.url_infos.get(url)
         if expected is not None:
             with open_file(local) as (file, _):
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
             if found != expected.checksum:
                 raise DataError(
                     f"{local} is not the file that TFDS knows: its SHA-256 is {found}, not "
@@ -336,7 +336,8 @@ def _checked(name: str, split: str, examples: Examples, features: Mapping[str, A
 
 def _innermost(error: BaseException) -> DataError | None:
     """The refusal of ours that is behind an error of TFDS."""
-    found, at = None, error
+    found: DataError | None = None
+    at: BaseException | None = error
     while at is not None:
         found = at if found is None and isinstance(at, DataError) else found
         at = at.__cause__ or at.__context__

@@ -129,10 +129,10 @@ def fill(file: BinaryIO, size: int, where: str, head: bytes = b"") -> np.ndarray
         data = np.empty(size, np.uint8)
     except MemoryError as error:
         raise DataError(f"{where}: {size:,} bytes do not fit into memory.") from error
-    view, at = memoryview(data), 0
+    at = 0
     part = head[:size] or file.read(min(_CHUNK, size))
     while part:
-        view[at : at + len(part)] = part
+        data[at : at + len(part)] = np.frombuffer(part, np.uint8)
         at += len(part)
         part = file.read(min(_CHUNK, size - at)) if at < size else b""
     if at < size:
