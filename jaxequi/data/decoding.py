@@ -12,7 +12,6 @@ A picture that is cut short is an error, never a grey half.
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
@@ -25,7 +24,7 @@ except ImportError:
     simplejpeg = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# A header that claims more is taken for a broken or hostile file; Pillow warns of as many.
+# A header that claims more is taken for a broken or hostile file; Pillow warns of as many, too.
 MAX_PIXELS = 89_478_485
 # A progressive JPEG has ten or so; each costs a pass over all pixels, however few bytes it takes.
 MAX_SCANS = 100
@@ -50,14 +49,12 @@ def open_picture(data: bytes) -> Image.Image:
     if data.count(b"\xff\xda") > MAX_SCANS and data[:2] == b"\xff\xd8":
         raise DataError(f"a JPEG of more than {MAX_SCANS} scans")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked below
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_size(*image.size)
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            image.verify()  # of its checksums; then the picture has to be opened again
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_size(*image.size)
-            if isinstance(image, PngImagePlugin.PngImageFile):
-                image.verify()
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
-            return image
+        return image
     except DataError:
         raise
     except Image.DecompressionBombError as error:

@@ -64,9 +64,12 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes]]:
                     raise DataError(f"the member {member.name!r} points out of the archive")
                 if member.isdir():
                     continue
-                content = tar.extractfile(member) if member.type in _FILES else None
+                plain = member.type in _FILES and not member.issparse()
+                content = tar.extractfile(member) if plain else None
                 if content is None:
-                    raise DataError(f"the member {member.name!r} is no plain file")
+                    raise DataError(f"the member {shown(member.name)} is no plain file")
+                if member.size > MAX_MEMBER:  # by an extension of its header
+                    raise DataError(f"the member {shown(member.name)} claims {member.size} bytes")
                 yield path, content.read()
     except GeneratorExit:
         raise

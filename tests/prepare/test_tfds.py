@@ -289,6 +289,15 @@ def test_an_archive_may_not_claim_more_than_memory(tmp_path):
     (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
     with pytest.raises(DataError, match=r"x\.tar: the member x claims 4294967297 bytes"):
         list(archives.members(tmp_path / "x.tar"))
+    info.size, info.pax_headers = 5, {"size": str((4 << 30) + 1)}
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"x\.tar: the member x claims 4294967297 bytes"):
+        list(archives.members(tmp_path / "x.tar"))
+    info.pax_headers = {"GNU.sparse.size": "9999999999", "GNU.sparse.map": "0,5"}
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match="is no plain file"):
+        list(archives.members(tmp_path / "x.tar"))
+    info.pax_headers = {}
     info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
     (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
     with pytest.raises(DataError, match="is no plain file"):
