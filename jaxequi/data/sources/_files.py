@@ -44,18 +44,21 @@ def is_regular(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path) or pathlib.Path(path).is_file()
 
 
-def _open(path: epath.PathLike) -> tuple[BinaryIO, int]:
-    if "://" in os.fspath(path):  # a bucket, which holds nothing but files
-        return epath.Path(path).open("rb"), epath.Path(path).stat().length
+def _number(path: epath.PathLike) -> tuple[int, int]:
+    """Open a regular file of this machine: its descriptor and its bytes."""
     # Opening a pipe would wait for its writer.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(number)
         refuse_unless_regular(path, found.st_mode)
-        return open(number, "rb"), found.st_size
     except BaseException:
         os.close(number)
         raise
+    return number, found.st_size
+
+
+def _unreadable(path: epath.PathLike, error: Exception) -> DataError:
+    return DataError(f"cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}")
 
 
 @contextlib.contextmanager
@@ -66,17 +69,20 @@ def open_file(path: epath.PathLike) -> Iterator[tuple[BinaryIO, int]]:
       DataError: it cannot be read, or is a folder, a pipe, a socket or a device.
     """
     try:
-        file, size = _open(path)
+        if "://" in os.fspath(path):  # a bucket, which holds nothing but files
+            file, size = epath.Path(path).open("rb"), epath.Path(path).stat().length
+        else:
+            number, size = _number(path)
+            file = os.fdopen(number, "rb")
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {shown(path)}: {why}") from error
+        raise _unreadable(path, error) from error
     with file:
         try:
             yield file, size
         except OSError as error:
-            raise DataError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+            raise _unreadable(path, error) from error
 
 
 def read_file(path: epath.PathLike, limit: int = MAX_FILE) -> bytes:
@@ -85,10 +91,29 @@ def read_file(path: epath.PathLike, limit: int = MAX_FILE) -> bytes:
     Raises:
       DataError: it cannot be read, is no regular file, or is larger.
     """
-    with open_file(path) as (file, size):
-        if size > limit:
-            raise DataError(f"{shown(path)} has {size} bytes; at most {limit} are read at once.")
-        return file.read(size + 1) if size else b""
+    if "://" in os.fspath(path):
+        with open_file(path) as (file, size):
+            _check_file(path, size, limit)
+            return file.read()
+    try:  # without the file objects of `open_file`, which take as long as a small file
+        number, size = _number(path)
+        try:
+            _check_file(path, size, limit)
+            data = os.read(number, size)
+            while len(data) < size and (more := os.read(number, size - len(data))):
+                data += more  # the system gives at most 2 GiB at once
+            return data
+        finally:
+            os.close(number)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_file(path: epath.PathLike, size: int, limit: int) -> None:
+    if size > limit:
+        raise DataError(f"{shown(path)} has {size} bytes; at most {limit} are read at once.")
 
 
 def read_text(path: epath.PathLike) -> str:
