@@ -141,8 +141,8 @@ def oxford_flowers102(builder: Any, fetch: Fetch) -> Splits:
         path.rpartition("/")[2]: content
         for path, content in members(fetch(f"{base}102flowers.tgz"))
     }
-    labels = loadmat(io.BytesIO(fetch(f"{base}imagelabels.mat").read_bytes()))["labels"][0]
-    numbers = loadmat(io.BytesIO(fetch(f"{base}setid.mat").read_bytes()))
+    labels = loadmat(io.BytesIO(read_file(fetch(f"{base}imagelabels.mat"))))["labels"][0]
+    numbers = loadmat(io.BytesIO(read_file(fetch(f"{base}setid.mat"))))
 
     def examples(key: str) -> Examples:
         for number in numbers[key][0]:

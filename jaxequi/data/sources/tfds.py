@@ -15,6 +15,7 @@ from etils import epath
 
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources import tfrecord
+from jaxequi.data.sources._files import is_regular
 from jaxequi.types import Record, Source
 
 INFO = "dataset_info.json"
@@ -68,7 +69,7 @@ def _class_names(builder: Any, label: str) -> tuple[str, ...]:
     if names is None:
         raise DataError(
             f"{builder.name} has no classes {label!r}; its features are "
-            f"{', '.join(map(shown, builder.info.features))}."
+            f"{', '.join(sorted(map(shown, builder.info.features)))}."
         )
     return tuple(map(shown, names))
 
@@ -87,7 +88,7 @@ def locate(name: str, data_dir: str = "") -> epath.Path:
     base = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     base = base.expanduser()
     for root in (epath.Path(name).expanduser(), base / name):
-        if (root / INFO).exists():
+        if is_regular(root / INFO):
             return root
         found = [info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/{INFO}")]
         if found:
@@ -126,6 +127,9 @@ def make(
             "the source tfds needs the package tensorflow-datasets: pip install 'jaxequi[tfds]'."
         ) from error
     place = locate(dataset, data_dir)
+    for file in place.iterdir():
+        if not file.is_dir() and not is_regular(file):
+            raise DataError(f"{shown(file)} is no regular file; remove it.")
     try:
         builder = tfds.builder_from_directory(place)
     except Exception as error:  # whatever a damaged directory makes TFDS raise
