@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
             config.method = None
         name = _FORMAT.value or formats.of_run(config)
         written = formats.find(name).write(config, variables, _EPOCH.value)
+        if _EPOCH.present and "epoch" not in written.content:
+            raise ValueError(f"a file of {name} holds no epoch; leave --epoch out")
         files.write_pth(file, written.content)
     except ValueError as error:
         return cli.refuse(str(error))

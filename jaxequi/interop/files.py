@@ -126,10 +126,10 @@ def appearing(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
         inside.parent.mkdir(parents=True, exist_ok=True)
         yield inside
         part.replace(top)
-    except (OSError, RuntimeError) as error:  # torch raises the second
-        raise ValueError(
-            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:  # of torch
+        raise ValueError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
         _remove(part)
 

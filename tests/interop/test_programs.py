@@ -71,11 +71,16 @@ def test_a_run_goes_to_a_file_of_sie(tmp_path, filled):
     assert result.returncode == 0, result.stderr
     assert "loads: main.py --experience SIE --arch resnet18_small_end --mlp 24" in result.stdout
     assert "left out: label_embedding-equi, label_representation-equi, relation" in result.stdout
-    state, epoch = files.state_dict(files.read_pth(file))
-    assert epoch == 5
-    network = formats.find("sie").read(state, config.copy_and_resolve_references())
-    backbone = networks.backbone(variables)
-    np.testing.assert_equal(networks.backbone(network.variables), backbone)
+    words = ["--config=configs/sie.py:sie,paper", "--config.method.projector=24-24-24"]
+    words += ["--config.method.equi=64", "--config.backbone.architecture=resnet18_small_end"]
+    result = run("import_torch", f"--file={file}", *words)
+    assert result.returncode == 0, result.stderr
+    network = trained.load(tmp_path / "new" / "model")
+    assert network.step == 5
+    np.testing.assert_equal(network.params["backbone"], variables["params"]["backbone"])
+    np.testing.assert_equal(network.params["predictor"], variables["params"]["predictor"])
+    views = np.zeros((2, 1, 32, 32, 3), np.float32)
+    assert network.encode(network.params, network.extra, views)["embedding"].shape == (2, 1, 24)
     with pytest.raises(ValueError, match="has checkpoints already"):
         networks.save(tmp_path / "run", config, variables, 12)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxequi.groups.planar import Group, turn_then_flip
 from jaxequi.interop import mapping, networks
-from jaxequi.interop.formats import Network, State, needed
+from jaxequi.interop.formats import Network, State, check, needed
 from jaxequi.interop.mapping import SAME, Layout, Table
 from jaxequi.names import unknown
 from jaxequi.types import PyTree
@@ -58,15 +58,18 @@ def table(backbone: Any, rename: Callable[[str], str]) -> Table:
 def read(
     state: State,
     config: ml_collections.ConfigDict | None,
+    native: Callable[[ml_collections.ConfigDict], bool],
     table: Callable[[Any], Table],
     example: str,
 ) -> Network:
-    """Read a state dict of a classifier, given the table of a backbone; see `formats.Format`.
+    """Read a state dict of a classifier, given `native` and the table of a backbone.
 
     Args:
+      state, config: as of `formats.Format.read`.
       example: of a `--config`, for the refusal if there is none.
     """
     config = needed(config, example)
+    check(native(config), config)
     template = networks.shapes(config, len(state.get("fc.weight", ())))
     variables = mapping.from_torch(state, template, table(networks.module(config)))
     return Network(variables, config, mapping.passed_over(state, mapping.COUNTERS))

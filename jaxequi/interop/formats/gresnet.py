@@ -66,7 +66,7 @@ def native(config: ml_collections.ConfigDict) -> bool:
 def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     """Read a state dict; see `formats.Format`."""
     example = "configs/classification.py:cifar10,paper --config.backbone.architecture=p4resnet44"
-    return _gconv.read(state, config, table, example)
+    return _gconv.read(state, config, native, table, example)
 
 
 def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:

@@ -37,7 +37,7 @@ def native(config: ml_collections.ConfigDict) -> bool:
 
 def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     """Read a state dict; see `formats.Format`."""
-    return _gconv.read(state, config, table, "configs/rotmnist.py:exact,paper")
+    return _gconv.read(state, config, native, table, "configs/rotmnist.py:exact,paper")
 
 
 def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:
