@@ -37,13 +37,11 @@ def main(argv: list[str]) -> int:
         if len(argv) != 2 or not _FILE.value:
             raise ValueError("give the folder of a run and --file=FILE.pth; --help says more")
         run, file = pathlib.Path(argv[1]), pathlib.Path(_FILE.value)
-        step, config, variables = networks.load(run, _STEP.value)
-        if _BACKBONE.value:
-            config.method = None
+        step, config, variables = networks.load(run, _STEP.value, _BACKBONE.value)
         name = _FORMAT.value or formats.of_run(config)
         written = formats.find(name).write(config, variables, _EPOCH.value)
         if _EPOCH.present and "epoch" not in written.content:
-            raise ValueError(f"a file of {name} holds no epoch; leave --epoch out")
+            raise ValueError("that file holds no epoch; leave --epoch out")
         files.write_pth(file, written.content)
     except ValueError as error:
         return cli.refuse(str(error))

@@ -52,12 +52,13 @@ def under_backbone(variables: PyTree) -> PyTree:
 
 
 def load(
-    run: str | pathlib.Path, step: int | None = None
+    run: str | pathlib.Path, step: int | None = None, backbone_alone: bool = False
 ) -> tuple[int, ml_collections.ConfigDict, PyTree]:
     """Read a checkpoint of a run, the newest if no step is named.
 
     Returns:
-      Its step, its config, and {"params": ..., **extra}; numpy arrays.
+      Its step, its config, and {"params": ..., **extra}; numpy arrays. With `backbone_alone` the
+      config has no method, and the variables are those of the backbone.
 
     Raises:
       ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
@@ -67,7 +68,11 @@ def load(
     config = ml_collections.ConfigDict(saved)
     if "backbone" not in config or "backbone" not in params:
         raise ValueError(f"{run} holds {', '.join(params)}, but no backbone")
-    return step, config, {"params": params, **extra}
+    variables = {"params": params, **extra}
+    if backbone_alone:
+        config.method = None
+        variables = under_backbone(backbone(variables))
+    return step, config, variables
 
 
 def save(

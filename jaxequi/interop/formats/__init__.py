@@ -131,10 +131,15 @@ def of_run(config: ml_collections.ConfigDict) -> str:
     """
     allowed = names.choices("interop.formats")
     matching = [name for name in allowed if find(name).native(config)]
-    if len(matching) != 1:
+    if not matching:
         raise ValueError(
-            f"{' and '.join(matching) or 'no format'} would hold {_described(config)}; give one "
-            f"by --format ({', '.join(allowed)}), or --backbone for the backbone alone"
+            f"no format of {', '.join(allowed)} has a place for {_described(config)}; --backbone "
+            "writes a backbone alone, where the original has files of it"
+        )
+    if len(matching) > 1:
+        raise ValueError(
+            f"{' and '.join(matching)} have a place for {_described(config)}; say by --format "
+            "which it shall be"
         )
     return matching[0]
 

@@ -24,6 +24,7 @@ from jaxequi.types import PyTree
 
 HEADS = "probe"  # ours, in params: the heads beside the method
 CLASSES = 55  # of 3DIEBench; main.py has no argument for it
+_INSTEAD = "--backbone writes what the evaluations load"
 _CLASSIFIER = "evaluator.classifier_repr.weight"  # its rows are the classes; every class has it
 _PARTS = {"projector", "projector_inv", "projector_equi", "predictor", "evaluator"}
 _HEAD_KINDS = {"label": "classifier", "relation": "predictor_angles"}
@@ -106,9 +107,9 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     template = networks.shapes(config, classes)
     if any(name.startswith("backbone.") for name in state):
         return Network(mapping.from_torch(state, template, TABLE), config, left_out)
-    found = mapping.from_torch(state, networks.backbone(template), BACKBONE)
+    backbone = mapping.from_torch(state, networks.backbone(template), BACKBONE)
     config.method = None
-    return Network(networks.under_backbone(found), config, left_out)
+    return Network(networks.under_backbone(backbone), config, left_out)
 
 
 def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:
@@ -128,12 +129,12 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     if _CLASSIFIER not in state:
         raise ValueError(
             "main.py's models have heads that learn beside the method, and this run trained none; "
-            "--backbone writes what the evaluations load"
+            f"{_INSTEAD}"
         )
     if len(state[_CLASSIFIER]) != CLASSES:
         raise ValueError(
             f"main.py's heads tell {CLASSES} classes, and those of this run "
-            f"{len(state[_CLASSIFIER])}; --backbone writes what the evaluations load"
+            f"{len(state[_CLASSIFIER])}; {_INSTEAD}"
         )
     content = {
         "epoch": epoch,
@@ -161,8 +162,7 @@ def original(config: ml_collections.ConfigDict) -> str:
     if experience is None:
         told = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         raise ValueError(
-            f"the original has no class with {told}, only {', '.join(EXPERIENCES)}; --backbone "
-            "writes what the evaluations load"
+            f"the original has no class with {told}, only {', '.join(EXPERIENCES)}; {_INSTEAD}"
         )
     arguments = ["--experience", experience, "--arch", _architecture(config)]
     arguments += ["--mlp", method.get("projector", "2048-2048-2048")]
@@ -196,19 +196,20 @@ def _architecture(config: ml_collections.ConfigDict) -> str:
     return architecture
 
 
-def _predictor(given: Mapping[str, Any], experience: str) -> list[str]:
+def _predictor(predictor: Mapping[str, Any], experience: str) -> list[str]:
     """The arguments of a predictor."""
-    if given["name"] == "mlp" and experience != "SIERotColor":  # which takes no notice of the type
-        return ["--predictor-type", "mlp", "--tf-num-layers", str(given.get("layers", 1))]
-    if given["name"] != "hypernetwork":
+    if (
+        predictor["name"] == "mlp" and experience != "SIERotColor"
+    ):  # which takes no notice of the type
+        return ["--predictor-type", "mlp", "--tf-num-layers", str(predictor.get("layers", 1))]
+    if predictor["name"] != "hypernetwork":
         raise ValueError(
-            f"the original's {experience} has no predictor {given['name']!r}; --backbone writes "
-            "what the evaluations load"
+            f"the original's {experience} has no predictor {predictor['name']!r}; {_INSTEAD}"
         )
-    arguments = ["--hypernetwork", "deep"] if given.get("deep") else []
-    arguments += ["--predictor", given["hidden"]] if given.get("hidden") else []
+    arguments = ["--hypernetwork", "deep"] if predictor.get("deep") else []
+    arguments += ["--predictor", predictor["hidden"]] if predictor.get("hidden") else []
     switches = {"bias": "bias-hypernet", "predicted_bias": "bias-pred", "relu": "predictor-relu"}
-    return arguments + [f"--{theirs}" for ours, theirs in switches.items() if given.get(ours)]
+    return arguments + [f"--{theirs}" for ours, theirs in switches.items() if predictor.get(ours)]
 
 
 def _without_unasked(variables: PyTree) -> tuple[PyTree, tuple[str, ...]]:
