@@ -116,6 +116,7 @@ def get_config(arg: str | None = None):
         "features": ("representation", "embedding"),
         "relation": "rotation",
         "every_part": True,  # ask the invariant part for the rotation too, and so on
+        "whole_parts": False,
     }
     config.evals = {"online": {}, "knn": common.knn(20)}
     config.show = (
@@ -154,7 +155,7 @@ def _paper(config) -> None:
     _sizes(config, equi=256, projector="2048-2048-2048")
     source = {"name": "threedie", "root": "3DIEBench"}
     _data(config, source, "normalise('threedie')", "decode|resize(256)", batch_size=256)
-    config.online.every_part = False
+    config.online.every_part, config.online.whole_parts = False, True  # as published
     config.batch_size = 1024
     config.total_steps, config.total_epochs = None, 2000
     config.optimizer.learning_rate = 1e-3
