@@ -70,9 +70,13 @@ def predicted(predict: Predict, source: Array, relation: Array) -> Array:
     """Predict every view of some objects from one: f32[c, E], f32[c, V, K] -> f32[c, V, E]."""
     objects, views, _ = relation.shape
     start = jnp.repeat(source, views, axis=0)
-    return predict(start, relation.reshape(objects * views, -1)).reshape(objects, views, -1)
+    found = predict(start, relation.reshape(objects * views, -1))
+    return found.astype(jnp.float32).reshape(objects, views, -1)
 
 
 def unit(x: Array, epsilon: float) -> Array:
-    """Rows over their length plus epsilon."""
-    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + epsilon)
+    """Rows over their length plus epsilon; of any size, for a square may overflow in f32."""
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1)
+    x = x / largest
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + epsilon / largest)
