@@ -200,7 +200,7 @@ class Grid:
 
     def sees_evenly(self, pooled: bool) -> bool:
         """Whether each pixel depends on those of which its mirror image sees the mirror image."""
-        seen = self.seen.any(0, keepdims=True) if pooled else self.seen
+        seen = np.atleast_2d(self.seen.any(0)) if pooled else self.seen
         return np.array_equal(seen, seen[::-1, ::-1])
 
     def windowed(self, w: Windows, axis: int) -> Grid:
