@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
-from kinds_sie_evaluations import EVALUATIONS
+from kinds_sie_evaluations import EVALUATIONS, predictor_of
 from kinds_sie_networks import NETWORKS
 
 from jaxequi import augment, names
@@ -91,16 +91,7 @@ def build(case: Case, backbone: nn.Module, columns: int) -> Method:
         "batch_size": args["batch_size"],
     }
     ntxent = {"name": "ntxent", "temperature": args["simclr_temp"]}
-    predictor = {
-        "name": "hypernetwork",
-        "hidden": args["predictor"],
-        "deep": args["hypernetwork"] == "deep",
-        "bias": args["bias_hypernet"],
-        "predicted_bias": args["bias_pred"],
-        "relu": args["predictor_relu"],
-    }
-    if args["predictor_type"] == "mlp":
-        predictor = {"name": "mlp", "layers": args["tf_num_layers"]}
+    predictor = predictor_of(args)
     equivariant = {"predictor": predictor, "relation": given(columns)}
     factor = {"equivariance_factor": args["equi_factor"]}
     alone = {"name": "vicreg", "vary_prediction": True, **vicreg}
@@ -252,7 +243,11 @@ def train_steps(case: Case) -> None:
         total_steps=case.meta["steps"],
     )
     step = make_train_step(
-        method, optimizer, lambda key, batch: batch, total_steps=3, steps_per_epoch=1
+        method,
+        optimizer,
+        lambda key, batch: batch,
+        total_steps=case.meta["steps"],
+        steps_per_epoch=1,
     )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -469,8 +464,15 @@ def dataset(case: Case) -> None:
         )
         np.testing.assert_array_equal(views, case["in/views"])
         records = source.read(case["in/index"], views)
-        pictured = {row for row in range(len(latents)) if f"in/jpeg_{row}_0" in case}
-        pictures = {row: source.read([row], np.array([[0, 1]]))[0]["image"] for row in pictured}
+        pictured = {
+            row: [v for v in range(source.num_views) if f"in/jpeg_{row}_{v}" in case]
+            for row in range(len(latents))
+        }
+        pictures = {
+            row: source.read([row], np.array([views]))[0]["image"]
+            for row, views in pictured.items()
+            if views
+        }
 
     assert [record["label"] for record in records] == case["out/labels"].tolist()
     latent = np.stack([record["latent"] for record in records])
@@ -486,8 +488,8 @@ def dataset(case: Case) -> None:
     normalised = augment.make([normalise])
     for row, pair in pictures.items():
         decoded = np.stack([decoding.decode(picture) for picture in pair])
-        for view in (0, 1):
-            np.testing.assert_array_equal(decoded[view], case[f"in/rgb_{row}_{view}"])
+        for picture, view in zip(decoded, pictured[row]):
+            np.testing.assert_array_equal(picture, case[f"in/rgb_{row}_{view}"])
         seen = normalised(jax.random.key(0), {"views": decoded[None]})["views"][0]
         expected = case[f"out/image_pair_{row}"]
         close(np.moveaxis(seen, -1, 1), expected, rtol=0, atol=2e-6, name=f"pair {row}")
