@@ -262,9 +262,23 @@ def train_steps(case: Case) -> None:
         close(metrics["loss"], case["out/loss"][t], rtol=1e-5, name=f"loss of step {t}")
         close(metrics["probe/loss"], case["out/loss_eval"][t], rtol=1e-5, name=f"probe {t}")
     after = mapping.to_torch({"params": state.params, **state.extra}, table.TABLE)
-    for name, expected in case.under("out/param_after").items():
+    stored = case.under("out/param_after")
+    for name, expected in stored.items():
         if not name.endswith("num_batches_tracked"):
-            close(after[name], expected, rtol=0, atol=2e-5, name=name)
+            atol = 2e-5 if args["weight_decay"] > 1e-4 else max(2e-5, drift(name, stored, case))
+            close(after[name], expected, rtol=0, atol=atol, name=name)
+
+
+def drift(name: str, state: dict, case: Case) -> float:
+    """How far rounding may carry a bias that a norm takes away again, and that norm's mean.
+
+    Its gradient is rounding, and where no weight decay outweighs it Adam makes a whole step of it.
+    """
+    module, _, kind = name.rpartition(".")
+    top, _, place = module.rpartition(".")
+    behind = f"{top}.{int(place) + 1}" if place.isdigit() else ""
+    free = (kind == "bias" and f"{behind}.running_mean" in state) or kind == "running_mean"
+    return 2 * case.meta["optim"]["lr"] * case.meta["steps"] if free else 0.0
 
 
 def to_ours(state: dict, template, top: str):

@@ -69,7 +69,8 @@ def evaluation(case: Case):
     meta, x, param = case.meta, jnp.asarray(case["in/x"]).swapaxes(1, 2), case.under("param")
     steps, size, width = meta["steps"], x.shape[1], len(param["backbone.0.weight"])
     layers = sorted({k.rpartition(".")[0] for k in param if k.startswith("head")})
-    name = {"classification": "classification", "color": "color"}.get(meta["case"].split("_")[1])
+    script = meta["upstream"].partition(".py")[0]
+    name = {"eval_classification": "classification", "eval_color_prediction": "color"}.get(script)
     name = name or {"quat": "rotation", "euler": "euler"}[meta["target"]]
     part = "all" if meta["equi_dims"] == width else "equivariant"
     part = "invariant" if meta["inv_part"] else part
