@@ -134,8 +134,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     missing = [field for field in FIELDS if field not in config]
     if missing:
         raise Refusal(
-            f"the config lacks {', '.join(missing)}; begin it with configs.common.base(), which has "
-            "every field, and set method, backbone, optimizer, train and val"
+            f"the config lacks {', '.join(missing)}; begin it with configs.common.base(), which "
+            "has every field, and set method, backbone, optimizer, train and val"
         )
     if not all(isinstance(pattern, str) for pattern in config.show):
         raise Refusal(f"show={config.show}: give patterns of metrics, such as 'val/*/top1'")
