@@ -22,6 +22,8 @@ from jaxequi.data import decoding, example, recipes, tfrecord_file, transforms
 from jaxequi.data.sources import _files, _open, arrays, packed, tfrecord
 from jaxequi.prepare import archives, models, pack
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and numpy say what is odd, too
+
 EXAMPLES = 60  # of each format
 SECONDS = 5.0  # for any one of them; milliseconds are usual
 VIEWS = np.zeros((6, 1), int)

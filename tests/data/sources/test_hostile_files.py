@@ -236,6 +236,13 @@ def test_what_is_no_picture_file_is_refused_by_name(classes, monkeypatch, name, 
         folder.make(str(classes))
 
 
+@pytest.mark.parametrize("target", ["gone", "bat"])
+def test_a_class_that_is_a_link_to_nowhere_is_not_left_out(classes, target):
+    (classes / "bat").symlink_to(target)
+    with pytest.raises(DataError, match="bat is a link to nowhere; mend or remove it"):
+        folder.make(str(classes))
+
+
 def test_what_no_picture_is_called_is_passed_over(classes):
     os.mkfifo(classes / "cat" / "control")
     (classes / "cat" / "lost.txt").symlink_to("gone")

@@ -94,7 +94,9 @@ def test_other_folders_beside_the_versions_do_not_matter(data_dir):
 
 
 def test_a_feature_without_classes_is_named(data_dir):
-    with pytest.raises(ValueError, match="has no classes 'image'; its features are image, label."):
+    with pytest.raises(
+        ValueError, match=r"has no classes 'image'; its features are image, label\."
+    ):
         tfds.make("fashion_mnist", "train", str(data_dir / "array_record"), label="image")
 
 
