@@ -26,6 +26,7 @@ from jaxequi import augment, cli, pipes
 from jaxequi.data import loader, order, transforms
 from jaxequi.data.recipes import RECIPES, Recipe
 from jaxequi.data.sources._open import open_source
+from jaxequi.errors import Refusal
 from jaxequi.types import Source
 
 FLAGS = flags.FlagValues()
@@ -141,6 +142,7 @@ def look(
     }
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
     try:
@@ -152,8 +154,8 @@ def main(argv: list[str]) -> int:
         )
         with epath.Path(_OUT.value).open("wb") as file:
             sheet.save(file, "PNG")
-    except (ValueError, OSError) as error:
-        return cli.refuse(str(error))
+    except OSError as error:
+        raise Refusal(str(error)) from error
     print(f"{source}: {len(source)} examples, {source.num_views} stored views of each")
     print(found["classes"])
     for view, (mean, std) in enumerate(zip(found["mean"], found["std"])):

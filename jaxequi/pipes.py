@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 
 T = TypeVar("T")
 LONGEST = 4096  # characters of a pipe
@@ -29,7 +30,7 @@ def split(pipe: str) -> list[str]:
       ValueError: over 4096 characters, or over 16 brackets in brackets.
     """
     if len(pipe) > LONGEST:
-        raise ValueError(
+        raise Refusal(
             f"a pipe of {len(pipe)} characters, {_part(pipe)}; it may have {LONGEST} of them."
         )
     parts, depth, quote, start = [], 0, "", 0
@@ -41,7 +42,7 @@ def split(pipe: str) -> list[str]:
         elif char in "([{":
             depth += 1
             if depth > DEEPEST:
-                raise ValueError(f"over {DEEPEST} brackets in brackets in the pipe {_part(pipe)}")
+                raise Refusal(f"over {DEEPEST} brackets in brackets in the pipe {_part(pipe)}")
         elif char in ")]}":
             depth -= 1
         elif char == "|" and depth == 0:
@@ -63,7 +64,7 @@ def _call(text: str, pipe: str) -> tuple[str, list[Any], dict[str, Any]]:
                 return node.func.id, arguments, keywords
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         pass  # a chain of operators is as deep as it is long; TypeError: a set or a key of lists
-    raise ValueError(
+    raise Refusal(
         f"cannot read {_part(text)} in the pipe {_part(pipe)}; a step is written name or "
         "name(1, key=(0.1, 2)), with numbers, strings, tuples, None, True and False only."
     )
@@ -86,9 +87,9 @@ def parse(pipe: str, ops: Mapping[str, Callable[..., T]], kind: str) -> list[T]:
         except TypeError as error:
             plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
             usage = inspect.Signature(plain)
-            raise ValueError(f"{_part(text)} in a pipe: {error}; it takes {name}{usage}.") from None
+            raise Refusal(f"{_part(text)} in a pipe: {error}; it takes {name}{usage}.") from None
         try:
             made.append(ops[name](*arguments, **keywords))
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{_part(text)} in a pipe: {error}") from error
+            raise Refusal(f"{_part(text)} in a pipe: {error}") from error
     return made

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from jaxequi.errors import Refusal
+
 LONGEST = 200  # characters of foreign text in a message
 
 
-class DataError(ValueError):
+class DataError(Refusal):
     """A data set or one of its records cannot be used; the message names file and record."""
 
 

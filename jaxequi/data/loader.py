@@ -19,6 +19,7 @@ from absl import logging
 
 from jaxequi.data import order
 from jaxequi.data.errors import DataError
+from jaxequi.errors import Refusal
 from jaxequi.types import Record, Source
 
 Rows = Callable[[int], np.ndarray]
@@ -165,8 +166,8 @@ def _stack(records: list[Record], rows: list[int], mask: np.ndarray) -> dict[str
         "index": np.asarray(rows, np.int32),
         "mask": mask,
     }
-    if "latent" in records[0]:
-        batch["latent"] = np.stack([record["latent"] for record in records]).astype(np.float32)
+    for name in records[0].keys() - {"image", "aug", *batch}:
+        batch[name] = np.stack([record[name] for record in records]).astype(np.float32)
     if records[0]["aug"]:
         batch["aug"] = {
             name: np.stack([record["aug"][name] for record in records])
@@ -192,8 +193,8 @@ def batches(
     """Iterate over the host batches of steps `start` to `stop - 1`.
 
     Each is a dict of numpy arrays (b positions of this host): `views` u8[b, V, H, W, 3], `label`
-    and `index` i32[b], `mask` bool[b] (False on padding and on stand-ins), `latent` f32[b, V, L]
-    if the source has it, `aug` {op: f32[b, V, k]} if an op drew something.
+    and `index` i32[b], `mask` bool[b] (False on padding and on stand-ins), what else the records of
+    the source hold, such as `latent` f32[b, V, L], and `aug` {op: f32[b, V, k]} if an op drew.
 
     Args:
       source: the data set.
@@ -217,15 +218,15 @@ def batches(
         iterating, `DataError` (a ValueError) for an example that cannot be read, or for many.
     """
     if not 1 <= num_views <= source.num_views:
-        raise ValueError(
+        raise Refusal(
             f"num_views is {num_views}, but {source} stores {source.num_views} of an example."
         )
     if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
+        raise Refusal(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
     if threads < 0 or buffer < 1:
-        raise ValueError(f"threads is {threads} (at least 0), buffer is {buffer} (at least 1).")
+        raise Refusal(f"threads is {threads} (at least 0), buffer is {buffer} (at least 1).")
     if not 0 <= start <= stop:
-        raise ValueError(f"steps from {start} to {stop}: they must be 0 <= start <= stop.")
+        raise Refusal(f"steps from {start} to {stop}: they must be 0 <= start <= stop.")
     return Batches(
         source,
         transform,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 
 CRYSTAL = {"p1": "c1", "p2": "c2", "p4": "c4", "pm": "d1", "p2m": "d2", "p4m": "d4"}
 """The planar symmorphic groups with these points, by their names in crystallography."""
@@ -35,7 +36,7 @@ class Group:
 
     def __post_init__(self):
         if self.rotations < 1:
-            raise ValueError(f"a group has at least one rotation, not {self.rotations}")
+            raise Refusal(f"a group has at least one rotation, not {self.rotations}")
 
     @property
     def name(self) -> str:
@@ -117,7 +118,7 @@ def check_on_grid(group: Group) -> None:
       ValueError: N is not 1, 2 or 4.
     """
     if not group.on_grid:
-        raise ValueError(
+        raise Refusal(
             f"{group.name} turns by {360 / group.rotations:g} degrees, which does not map the "
             "pixel grid onto itself. Take N = 1, 2 or 4, or the steerable layers."
         )
@@ -167,7 +168,7 @@ def fields(group: Group, channels: int) -> int:
       ValueError: the channels are no multiple of the order of the group.
     """
     if channels % group.order:
-        raise ValueError(
+        raise Refusal(
             f"{channels} channels are no whole number of regular fields of {group.name}, "
             f"which has {group.order} elements. Give a multiple of {group.order}."
         )
@@ -190,5 +191,5 @@ def turn_then_flip(group: Group) -> np.ndarray:
     theirs = np.concatenate([turns, np.diag([1.0, -1.0]) @ turns])[: group.order]
     same = np.isclose(theirs[:, None], group.matrices[None]).all((-1, -2))
     if not same.any(1).all():
-        raise ValueError(f"{group.name} has no up-down flip, so it has no order by turn then flip")
+        raise Refusal(f"{group.name} has no up-down flip, so it has no order by turn then flip")
     return same.argmax(1).astype(np.int32)

@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxequi import cli, trained
+from jaxequi.errors import Refusal
 from jaxequi.interop import files, mapping
 from jaxequi.interop.tables import resnet, sie, torchvision
 from jaxequi.names import unknown
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
     try:
         given = flags.FLAGS
         if len(argv) != 2 or not given.file:
-            raise ValueError("give the folder of a run and --file=FILE.pth; --help says more")
+            raise Refusal("give the folder of a run and --file=FILE.pth; --help says more")
         run, file = pathlib.Path(argv[1]), pathlib.Path(given.file)
         step, config, params, extra = checkpoint.read_network(
             run.absolute() / trained.FOLDER, given.step

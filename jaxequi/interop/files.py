@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxequi.errors import Refusal
+
 DEEPEST = 20  # dicts in dicts; an optimizer's state has five
 
 
@@ -17,7 +19,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise Refusal(
             'files of torch need torch: pip install -e ".[torch]" (training never does)'
         ) from error
     return torch
@@ -36,26 +38,26 @@ def read_pth(file: str | pathlib.Path) -> dict[str, Any]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        raise Refusal(f"{file} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise Refusal(
             f"{file} is refused: it holds more than tensors and plain values, and reading it would "
             f"run code ({_first_line(str(error).split('. ')[-1])}). Save the state dict "
             "alone, with torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # a damaged pickle makes torch raise nearly any type
-        raise ValueError(
+        raise Refusal(
             f"{file} is no file of torch, or is cut off: {type(error).__name__} "
             f"{_first_line(str(error))}"
         ) from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"{file} holds a {type(loaded).__name__}, not a dict of tensors")
+        raise Refusal(f"{file} holds a {type(loaded).__name__}, not a dict of tensors")
     try:
         return _Reader(torch, size).convert(loaded, 0)
     except ValueError as error:
-        raise ValueError(f"{file} is refused: {error}") from error
+        raise Refusal(f"{file} is refused: {error}") from error
     except Exception as error:  # kinds of tensors that numpy does not have, which raise many types
-        raise ValueError(
+        raise Refusal(
             f"{file} holds a tensor that is no plain array: {_first_line(str(error))}"
         ) from error
 
@@ -69,20 +71,20 @@ def _size(file: pathlib.Path) -> int:
     """Bytes of a regular file whose zip, if it is one, claims no more than there are."""
     try:
         if file.exists() and not file.is_file():
-            raise ValueError(f"{file} is no regular file; give a file of torch.save")
+            raise Refusal(f"{file} is no regular file; give a file of torch.save")
         size = file.stat().st_size
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 claimed = sum(member.file_size for member in archive.infolist())
             if claimed > size:
-                raise ValueError(
+                raise Refusal(
                     f"{file} is refused: it has {size:,} bytes and claims {claimed:,}; torch.save "
                     "compresses nothing"
                 )
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise Refusal(f"{file} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"{file} is no file of torch, or is cut off: {error}") from error
+        raise Refusal(f"{file} is no file of torch, or is cut off: {error}") from error
     return size
 
 
@@ -99,7 +101,7 @@ class _Reader:
         if not isinstance(value, Mapping | list | tuple):
             return value
         if depth > DEEPEST:
-            raise ValueError(f"over {DEEPEST} dicts or lists lie in each other")
+            raise Refusal(f"over {DEEPEST} dicts or lists lie in each other")
         if id(value) not in self._done:
             if isinstance(value, Mapping):
                 new: Any = {key: self.convert(v, depth + 1) for key, v in value.items()}
@@ -110,7 +112,7 @@ class _Reader:
 
     def _array(self, tensor: Any) -> np.ndarray:
         if tensor.layout == self._torch.strided and tensor.nbytes > self._size:
-            raise ValueError(
+            raise Refusal(
                 f"a tensor of {list(tensor.shape)} claims {tensor.nbytes:,} bytes of "
                 f"{self._size:,} in the file"
             )
@@ -136,4 +138,4 @@ def write_pth(file: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
         torch.save(tensors(tree), part)
         part.replace(file)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file} cannot be written: {str(error).splitlines()[0]}") from error
+        raise Refusal(f"{file} cannot be written: {str(error).splitlines()[0]}") from error

@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxequi import cli, experiment, trained
+from jaxequi.errors import Refusal
 from jaxequi.interop import files, mapping
 from jaxequi.interop.tables import resnet, sie, torchvision
 from jaxequi.train.checkpoint import Checkpoints
@@ -45,7 +46,7 @@ def state_of(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     state = loaded.get("model", loaded.get("state_dict", loaded))
     odd = [key for key, value in state.items() if not isinstance(value, np.ndarray | np.generic)]
     if odd or not state:
-        raise ValueError(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
+        raise Refusal(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
     return {key.removeprefix("module."): value for key, value in state.items()}, int(
         loaded.get("epoch", 0)
     )
@@ -120,11 +121,11 @@ def write(
     """
     folder = workdir.absolute() / trained.FOLDER
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} has checkpoints already; give another --workdir")
+        raise Refusal(f"{folder} has checkpoints already; give another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+        raise Refusal(f"{folder} cannot be written: {error.strerror}") from error
     extra = dict(variables)
     checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(
@@ -138,10 +139,10 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     try:
         if argv[1:]:
-            raise ValueError(f"unknown argument {argv[1]!r}; --help says which there are")
+            raise Refusal(f"unknown argument {argv[1]!r}; --help says which there are")
         given = flags.FLAGS
         if not given.file:
-            raise ValueError("give --file=FILE.pth; --help says more")
+            raise Refusal("give --file=FILE.pth; --help says more")
         workdir = pathlib.Path(given.workdir or pathlib.Path(given.file).with_suffix(""))
         state, epoch = state_of(files.read_pth(given.file))
         if given.torchvision:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.nn.gconv import Pair, pair
@@ -105,9 +106,7 @@ def _windows(x, window, strides, padding, dilation=1, ceil_mode=False) -> _Windo
     for n, k, s, p, d in zip(x.shape[1:3], window, strides, padding, dilation):
         room = n + 2 * p - d * (k - 1) - 1
         if room < 0:
-            raise ValueError(
-                f"a side of {n} pixels with padding {p} is smaller than the window {k}"
-            )
+            raise Refusal(f"a side of {n} pixels with padding {p} is smaller than the window {k}")
         overhang = -room % s
         # torch drops a last window that would start in the far padding
         hangs = ceil_mode and room + overhang < n + p

@@ -18,6 +18,7 @@ from jaxequi import cli
 from jaxequi.data.errors import DataError
 from jaxequi.data.sources._files import open_file
 from jaxequi.data.sources.folder import Folder
+from jaxequi.errors import Refusal
 
 FLAGS = flags.FlagValues()
 _SHOTS = flags.DEFINE_integer("shots", None, "Of a class: 10, 20, 50 in EqInv.", flag_values=FLAGS)
@@ -88,15 +89,16 @@ def subset(
     return len(paths)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
     try:
         train, out = cli.arguments(argv, FLAGS, ["TRAIN", "OUT"], __doc__)
         if _SHOTS.value is None:
-            raise ValueError("give --shots=10, 20 or 50; --help says more")
+            raise Refusal("give --shots=10, 20 or 50; --help says more")
         copied = subset(train, out, _SHOTS.value, _SEED.value, independent=_INDEPENDENT.value)
-    except (ValueError, OSError) as error:
-        return cli.refuse(str(error))
+    except OSError as error:
+        raise Refusal(str(error)) from error
     print(f"{copied} files are in {out}")
     return 0
 

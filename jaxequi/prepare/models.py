@@ -20,6 +20,7 @@ from jaxequi.data import objects
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.raycast import Parts
 from jaxequi.data.sources._files import load_array, texts, walk
+from jaxequi.errors import Refusal
 
 MESH_SUFFIXES = (".obj", ".glb", ".ply")
 SHAPENET_FILE = "models/model_normalized.obj"
@@ -45,7 +46,7 @@ def embedded(count: int, seed: int) -> list[Model]:
       ValueError: fewer than one.
     """
     if count < 1:
-        raise ValueError(f"{count} embedded objects were asked for; take 1 or more.")
+        raise Refusal(f"{count} embedded objects were asked for; take 1 or more.")
     names = [f"{objects.CLASS_NAMES[objects.label(n)]}/{n:05d}" for n in range(count)]
     return [Model(name, objects.build(seed, n)) for n, name in enumerate(names)]
 

@@ -32,6 +32,7 @@ from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import is_regular, read_file
 from jaxequi.data.sources._open import open_source
 from jaxequi.data.sources.packed import MANIFEST
+from jaxequi.errors import Refusal
 from jaxequi.types import Record, Source
 
 FLAGS = flags.FlagValues()
@@ -121,7 +122,7 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
       ValueError: a picture that cannot be read, or a folder that holds another packed source.
     """
     if shard_examples < 1:
-        raise ValueError(f"shard_examples is {shard_examples}; it must be at least 1.")
+        raise Refusal(f"shard_examples is {shard_examples}; it must be at least 1.")
     folder = epath.Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -186,6 +187,7 @@ def verify(out: epath.PathLike) -> list[str]:
     return wrong
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
     try:
@@ -195,8 +197,8 @@ def main(argv: list[str]) -> int:
             print("\n".join(wrong) or "every shard is whole")
             return 1 if wrong else 0
         pack(open_source(text), out, _SHARD_EXAMPLES.value, _THREADS.value)
-    except (ValueError, OSError) as error:
-        return cli.refuse(str(error))
+    except OSError as error:
+        raise Refusal(str(error)) from error
     return 0
 
 

@@ -32,6 +32,7 @@ from jaxequi import cli
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources import scenes
 from jaxequi.data.sources._files import read_file
+from jaxequi.errors import Refusal
 from jaxequi.prepare import models
 from jaxequi.prepare.models import Model
 from jaxequi.prepare.scene import DEVICES, ENGINES, Scene
@@ -97,7 +98,7 @@ def shard_of(objects: Sequence[Model], shard: str) -> list[Model]:
     """
     number, slash, count = shard.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"--shard is {shard!r}; write I/N with I from 0 to N - 1, such as 0/64.")
+        raise Refusal(f"--shard is {shard!r}; write I/N with I from 0 to N - 1, such as 0/64.")
     return list(objects[int(number) :: int(count)])
 
 
@@ -213,13 +214,14 @@ def _objects() -> list[Model]:
         found = models.find(_MODELS.value, wanted)
     elif _EMBEDDED.value is not None and not _MODELS.value:
         if _OBJECTS.value:
-            raise ValueError("--objects lists objects of --models; --embedded counts its own.")
+            raise Refusal("--objects lists objects of --models; --embedded counts its own.")
         found = models.embedded(_EMBEDDED.value, _SEED.value)
     else:
-        raise ValueError("give --models=DIR or --embedded=N, one of them; --help says more")
+        raise Refusal("give --models=DIR or --embedded=N, one of them; --help says more")
     return shard_of(found, _SHARD.value)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
     try:
@@ -242,8 +244,8 @@ def main(argv: list[str]) -> int:
         }
         keep_settings(out, settings)
         skipped = render(objects, scene, out, views=_VIEWS.value, seed=_SEED.value, rgb=_RGB.value)
-    except (ValueError, OSError) as error:
-        return cli.refuse(str(error))
+    except OSError as error:
+        raise Refusal(str(error)) from error
     print(f"{len(objects) - len(skipped)} objects are in {out}")
     if skipped:
         print(f"{len(skipped)} were skipped:", *skipped, sep="\n", file=sys.stderr)

@@ -32,6 +32,7 @@ from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import open_file, read_file
 from jaxequi.data.sources.arrays import load_idx
 from jaxequi.data.sources.folder import Folder
+from jaxequi.errors import Refusal
 from jaxequi.prepare.archives import gunzip, members
 
 FLAGS = flags.FlagValues()
@@ -374,7 +375,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError("this needs tensorflow-datasets: pip install 'jaxequi[tfds]'") from error
+        raise Refusal("this needs tensorflow-datasets: pip install 'jaxequi[tfds]'") from error
     manual = epath.Path(manual_dir).expanduser() if manual_dir else None
     if manual is not None and not manual.is_dir():
         raise DataError(f"--manual-dir {manual} is no directory.")
@@ -402,13 +403,14 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
     return place
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
     try:
         [name] = cli.arguments(argv, FLAGS, ["NAME"], __doc__)
         place = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value)
-    except (ValueError, OSError) as error:
-        return cli.refuse(str(error))
+    except OSError as error:
+        raise Refusal(str(error)) from error
     print(f"{name} is in {place}")
     return 0
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.probes import layers
@@ -75,7 +76,7 @@ def measure(
     """
     planar.check_on_grid(group)
     if group.rotations == 4 and images.shape[1] != images.shape[2]:
-        raise ValueError(
+        raise Refusal(
             f"images of {images.shape[1]} x {images.shape[2]} pixels: a quarter turn needs square "
             "ones. Crop them, or measure a group of half turns and mirrors."
         )

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from jaxequi.data.errors import DataError, shown
+from jaxequi.errors import Refusal
 
 MAX_FILE = 1 << 30  # bytes of a file that is read whole: a picture, latents, a list
 MAX_ARRAY = 4 << 30  # bytes of an array in memory, unless more is asked for
@@ -174,11 +175,11 @@ def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise ValueError(f"version {version} of the format is for fields with names")
+        raise Refusal(f"version {version} of the format is for fields with names")
     if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which would run code")
+        raise Refusal("it holds pickled objects, which would run code")
     if any(length < 0 for length in shape) or not dtype.itemsize:
-        raise ValueError(f"it claims {dtype} of shape {shape}")
+        raise Refusal(f"it claims {dtype} of shape {shape}")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -194,7 +195,7 @@ def read_npy(file: BinaryIO, size: int, where: str, limit: int = MAX_ARRAY) -> n
         declared = math.prod(shape) * dtype.itemsize
         check_size(declared, limit, where)
         if declared != size - start:
-            raise ValueError(
+            raise Refusal(
                 f"it holds {size - start:,} bytes, not the {declared:,} of {dtype}{list(shape)}"
             )
         data = fill(file, declared, where, head[start:])

@@ -15,6 +15,7 @@ from etils import epath
 
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import read_file, walk
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -83,5 +84,5 @@ def make(root: str, fraction: float = 1.0) -> Folder:
         is no file; a folder that links lead to twice.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1.")
+        raise Refusal(f"fraction is {fraction}; it must be above 0 and at most 1.")
     return Folder(root, fraction)

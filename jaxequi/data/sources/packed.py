@@ -18,6 +18,7 @@ from etils import epath
 from jaxequi.data import example
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import is_regular, read_file
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 MANIFEST = "manifest.json"
@@ -47,9 +48,9 @@ class Packed:
                 or self._length < 0
                 or min((c for _, c, _ in shards), default=0) < 0
             ):
-                raise ValueError(f"{self._length} examples of {self.num_views} pictures")
+                raise Refusal(f"{self._length} examples of {self.num_views} pictures")
             if records != self._length * self.num_views or outside:
-                raise ValueError(
+                raise Refusal(
                     f"{records} records are not {self._length} x {self.num_views} pictures, or a "
                     f"shard lies elsewhere: {outside}"
                 )

@@ -16,6 +16,7 @@ from etils import epath
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources import tfrecord
 from jaxequi.data.sources._files import is_regular
+from jaxequi.errors import Refusal
 from jaxequi.types import Record, Source
 
 INFO = "dataset_info.json"
@@ -123,7 +124,7 @@ def make(
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(
+        raise Refusal(
             "the source tfds needs the package tensorflow-datasets: pip install 'jaxequi[tfds]'."
         ) from error
     place = locate(dataset, data_dir)

@@ -24,6 +24,7 @@ from etils import epath
 from jaxequi.data import example, tfrecord_file
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import is_regular, number_names, read_text
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 # layout -> (picture, label, number of the first class)
@@ -242,11 +243,11 @@ def make(
       ValueError: no file, a missing shard, a broken header, an unknown layout, or no classes.
     """
     if layout not in ("auto", *LAYOUTS):
-        raise ValueError(f"layout is {layout!r}; there is auto, {', '.join(LAYOUTS)}.")
+        raise Refusal(f"layout is {layout!r}; there is auto, {', '.join(LAYOUTS)}.")
     if isinstance(class_names, str):
         text = read_text(epath.Path(class_names).expanduser()) if class_names else ""
         class_names = [shown(name) for name in text.splitlines() if name]
     if not class_names and not classes:
-        raise ValueError(f"how many classes have the TFRecords {files}? Give classes=1000.")
+        raise Refusal(f"how many classes have the TFRecords {files}? Give classes=1000.")
     names = class_names or number_names(classes or 0, f"classes={classes}")
     return TFRecords(find(files), layout, names)

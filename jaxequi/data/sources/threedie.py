@@ -15,6 +15,7 @@ from etils import epath
 
 from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources._files import load_array, number_names, read_file, texts
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 LATENTS = 7
@@ -132,11 +133,11 @@ def make(
         names a missing object, a label out of range.
     """
     if split not in ("train", "val"):
-        raise ValueError(f"split is {split!r}; 3DIEBench has train and val.")
+        raise Refusal(f"split is {split!r}; 3DIEBench has train and val.")
     if limit < 0:
-        raise ValueError(f"limit is {limit}; it is a number of objects, and 0 keeps all.")
+        raise Refusal(f"limit is {limit}; it is a number of objects, and 0 keeps all.")
     if bool(images_file) != bool(labels_file):
-        raise ValueError("give both images_file and labels_file, or neither.")
+        raise Refusal("give both images_file and labels_file, or neither.")
     base = epath.Path(root).expanduser()
     if images_file:
         objects = texts(load_array(images_file), images_file)
