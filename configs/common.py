@@ -41,6 +41,7 @@ def base() -> ml_collections.ConfigDict:
                 "features": ("representation",),
                 "relation": _open(str),
                 "every_part": False,
+                "whole_parts": False,
             },
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from jaxequi.interop.tables import sie as table
 from jaxequi.methods._relation import Relation
-from kinds_sie_evaluations import EVALUATIONS
+from kinds_sie_evaluations import EVALUATIONS, predictor_of
 from kinds_sie_networks import NETWORKS
 
 from jaxequi import augment, names
@@ -21,7 +22,6 @@ from jaxequi.data.sources import threedie
 from jaxequi.evals import online
 from jaxequi.groups import quaternions
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import sie as table
 from jaxequi.methods import _relation, with_probe
 from jaxequi.nn import heads
 from jaxequi.objectives import classification, collapse, contrastive, regression
@@ -91,16 +91,7 @@ def build(case: Case, backbone: nn.Module, columns: int) -> Method:
         "batch_size": args["batch_size"],
     }
     ntxent = {"name": "ntxent", "temperature": args["simclr_temp"]}
-    predictor = {
-        "name": "hypernetwork",
-        "hidden": args["predictor"],
-        "deep": args["hypernetwork"] == "deep",
-        "bias": args["bias_hypernet"],
-        "predicted_bias": args["bias_pred"],
-        "relu": args["predictor_relu"],
-    }
-    if args["predictor_type"] == "mlp":
-        predictor = {"name": "mlp", "layers": args["tf_num_layers"]}
+    predictor = predictor_of(args)
     equivariant = {"predictor": predictor, "relation": given(columns)}
     factor = {"equivariance_factor": args["equi_factor"]}
     alone = {"name": "vicreg", "vary_prediction": True, **vicreg}
@@ -252,7 +243,11 @@ def train_steps(case: Case) -> None:
         total_steps=case.meta["steps"],
     )
     step = make_train_step(
-        method, optimizer, lambda key, batch: batch, total_steps=3, steps_per_epoch=1
+        method,
+        optimizer,
+        lambda key, batch: batch,
+        total_steps=case.meta["steps"],
+        steps_per_epoch=1,
     )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -267,9 +262,23 @@ def train_steps(case: Case) -> None:
         close(metrics["loss"], case["out/loss"][t], rtol=1e-5, name=f"loss of step {t}")
         close(metrics["probe/loss"], case["out/loss_eval"][t], rtol=1e-5, name=f"probe {t}")
     after = mapping.to_torch({"params": state.params, **state.extra}, table.TABLE)
-    for name, expected in case.under("out/param_after").items():
+    stored = case.under("out/param_after")
+    for name, expected in stored.items():
         if not name.endswith("num_batches_tracked"):
-            close(after[name], expected, rtol=0, atol=2e-5, name=name)
+            atol = 2e-5 if args["weight_decay"] > 1e-4 else max(2e-5, drift(name, stored, case))
+            close(after[name], expected, rtol=0, atol=atol, name=name)
+
+
+def drift(name: str, state: dict, case: Case) -> float:
+    """How far rounding may carry a bias that a norm takes away again, and that norm's mean.
+
+    Its gradient is rounding, and where no weight decay outweighs it Adam makes a whole step of it.
+    """
+    module, _, kind = name.rpartition(".")
+    top, _, place = module.rpartition(".")
+    behind = f"{top}.{int(place) + 1}" if place.isdigit() else ""
+    free = (kind == "bias" and f"{behind}.running_mean" in state) or kind == "running_mean"
+    return 2 * case.meta["optim"]["lr"] * case.meta["steps"] if free else 0.0
 
 
 def to_ours(state: dict, template, top: str):
@@ -469,8 +478,15 @@ def dataset(case: Case) -> None:
         )
         np.testing.assert_array_equal(views, case["in/views"])
         records = source.read(case["in/index"], views)
-        pictured = {row for row in range(len(latents)) if f"in/jpeg_{row}_0" in case}
-        pictures = {row: source.read([row], np.array([[0, 1]]))[0]["image"] for row in pictured}
+        pictured = {
+            row: [v for v in range(source.num_views) if f"in/jpeg_{row}_{v}" in case]
+            for row in range(len(latents))
+        }
+        pictures = {
+            row: source.read([row], np.array([views]))[0]["image"]
+            for row, views in pictured.items()
+            if views
+        }
 
     assert [record["label"] for record in records] == case["out/labels"].tolist()
     latent = np.stack([record["latent"] for record in records])
@@ -486,8 +502,8 @@ def dataset(case: Case) -> None:
     normalised = augment.make([normalise])
     for row, pair in pictures.items():
         decoded = np.stack([decoding.decode(picture) for picture in pair])
-        for view in (0, 1):
-            np.testing.assert_array_equal(decoded[view], case[f"in/rgb_{row}_{view}"])
+        for picture, view in zip(decoded, pictured[row]):
+            np.testing.assert_array_equal(picture, case[f"in/rgb_{row}_{view}"])
         seen = normalised(jax.random.key(0), {"views": decoded[None]})["views"][0]
         expected = case[f"out/image_pair_{row}"]
         close(np.moveaxis(seen, -1, 1), expected, rtol=0, atol=2e-6, name=f"pair {row}")
