@@ -252,7 +252,20 @@ def local_mean(x):
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=True)
 
 
+def constants(*pads):
+    """Paddings, one after the other: (before, after, on rows, on columns, value)."""
+
+    def fn(x):
+        for before, after, rows, columns, value in pads:
+            ends = [(before * on, after * on) for on in (0, rows, columns, 0)]
+            x = jnp.pad(x, ends, constant_values=value)
+        return x
+
+    return fn
+
+
 EXACT = {
+    "constants at both ends": constants((1, 1, 1, 1, 5.0), (1, 1, 1, 1, 0.0)),
     **{f"{m} padding": padded(m, 1, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
     "wider reflections": padded("reflect", 2, 2),
     "wider edges": padded("edge", 2, 2),
@@ -274,6 +287,11 @@ EXACT = {
     ),
 }
 BROKEN = {
+    "constants that differ at the ends": constants((1, 0, 1, 1, 0.0), (0, 1, 1, 1, 5.0)),
+    "constants that differ by axis": constants((1, 1, 1, 0, 0.0), (1, 1, 0, 1, 5.0)),
+    "constants that changed": lambda x: constants((0, 1, 1, 1, 0.5))(
+        jnp.tanh(constants((1, 0, 1, 1, 0.5))(x))
+    ),
     **{f"uneven {m} padding": padded(m, 0, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
     "roll": lambda x: jnp.roll(x, 1, 1),
     "mirrored": lambda x: x[:, ::-1],
