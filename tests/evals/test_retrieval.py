@@ -193,7 +193,7 @@ def test_scores():
 
 
 def test_chance():
-    views = noisy(400, 50, 8)
+    views = noisy(100, 50, 8)
     metrics = retrieval.evaluate({"val": views}, mixing(8))
     assert metrics["val-val/mrr"] == pytest.approx(np.mean(1 / np.arange(1, 51)), abs=0.005)
     metrics = prediction.evaluate({"val": views}, mixing(8), modes=["val-val"])
