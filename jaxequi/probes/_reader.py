@@ -255,6 +255,9 @@ class _Reader:
         jaxpr, consts = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
         rows = consts + eqn.params["num_carry"]
         start = [self._settled(g) if isinstance(g, _Pixels) else g for g in given[:rows]]
+        for i, v in enumerate(jaxpr.invars[consts:rows], consts):
+            if isinstance(start[i], _Plain):  # it may not stay uniform
+                start[i] = _plain(v.aval.shape)
         results = self.read(
             jaxpr, [*start, *(_plain(v.aval.shape) for v in jaxpr.invars[rows:])], scope
         )
@@ -306,7 +309,7 @@ class _Reader:
             result = _on_axes(first, *(p["permutation"].index(a) for a in first.axes))
         elif name == "broadcast_in_dim":
             result = self._broadcast(eqn, first)
-        elif name == "reshape":
+        elif name == "reshape" and p["dimensions"] is None:
             result = self._reshaped(first, shape, eqn.outvars[0].aval.shape, layer)
         elif name == "dynamic_slice" and all(p["slice_sizes"][a] == shape[a] for a in first.axes):
             result = _on_axes(first, *first.axes)

@@ -196,6 +196,17 @@ def test_owns_up_to_what_it_cannot_judge(name):
     assert "not certain, part of it is not judged" in str(verdict)
 
 
+def test_a_loop_is_judged_by_all_its_rounds():
+    def later(carry, _):  # what is added is 0 in the first round alone
+        x, places = carry
+        return (x + places, jnp.broadcast_to(jnp.arange(8.0)[:, None], x.shape)), None
+
+    def fn(x):
+        return jax.lax.scan(later, (x, jnp.zeros_like(x)), None, length=2)[0][0]
+
+    assert not judge(fn, (1, 8, 8, 1), cyclic(4)).exact
+
+
 def test_a_run_that_asks_for_exactness_is_refused_what_is_not_judged(monkeypatch):
     class Net(nn.Module):
         group: Group = cyclic(4)
