@@ -193,7 +193,7 @@ def test_scores():
 
 
 def test_chance():
-    views = noisy(400, 50, 8)
+    views = noisy(100, 50, 8)
     metrics = retrieval.evaluate({"val": views}, mixing(8))
     assert metrics["val-val/mrr"] == pytest.approx(np.mean(1 / np.arange(1, 51)), abs=0.005)
     metrics = prediction.evaluate({"val": views}, mixing(8), modes=["val-val"])
@@ -215,3 +215,8 @@ def test_what_does_not_fit_is_told():
     bad = views | {"embedding": np.where(views["embedding"] > 1, np.nan, views["embedding"])}
     with pytest.raises(ValueError, match="not finite"):
         prediction.nearest(mixing(4), views, [bad])
+    lost = jax.tree_util.Partial(lambda h, z: h * np.float32(np.inf))
+    with jax.debug_nans(False):
+        with pytest.raises(ValueError, match="a prediction is not finite"):
+            prediction.nearest(lost, views, [views])
+        assert (retrieval.ranks(lost, views) == 5).all()  # the last of five
