@@ -152,7 +152,8 @@ def _paper(config) -> None:
         "stem": "imagenet",
     }
     _sizes(config, equi=256, projector="2048-2048-2048")
-    source = {"name": "threedie", "root": "3DIEBench"}
+    lists = {"images_file": "", "labels_file": "", "published": True}  # by default in the root
+    source = {"name": "threedie", "root": "3DIEBench", **lists}
     _data(config, source, "normalise('threedie')", "decode|resize(256)", batch_size=256)
     config.online.every_part = False
     config.batch_size = 1024

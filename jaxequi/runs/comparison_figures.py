@@ -79,7 +79,7 @@ def ranks(predictors: Mapping[str, Predictor]) -> Figure:
     for label, one in predictors.items():
         found = retrieval.ranks(one.held_out.predict, one.held_out.views)
         views = found.shape[1]
-        shares = np.bincount(found.reshape(-1), minlength=views + 1)[1 : views + 1] / found.size
+        shares = np.histogram(found, np.arange(0.5, views + 1))[0] / found.size
         axis.step(np.arange(1, views + 1), shares, where="mid", label=label)
     axis.axhline(1 / max(views, 1), color="grey", ls=":", label="chance")
     axis.set(xlabel="rank of the view asked for", ylabel="share of queries", xscale="log")

@@ -49,10 +49,10 @@ def retrieval_metrics(case: Case):
         for mode in ("train-train", "val-val", "val-all"):
             for theirs, value in case.under(f"out/{folder}/{mode}").items():
                 close(metrics[f"{mode}/{ours[theirs]}"], value, rtol=0, atol=1e-5, name=theirs)
-        everything = [sets[name]["embedding"].reshape(-1, 12) for name in ("train", "val")]
-        at = prediction.nearest(predict, sets["val"], everything, normalise=normalise).reshape(-1)
-        latents = [sets[name]["latent"].reshape(-1, 7) for name in ("train", "val")]
-        dots = prediction.agreement(latents[1], np.concatenate(latents)[at])
+        both = [sets[name] for name in ("train", "val")]
+        at, _ = prediction.nearest(predict, sets["val"], both, normalise=normalise)
+        train, val = (quaternions.from_euler_xyz(s["latent"][..., :3]).reshape(-1, 4) for s in both)
+        dots = np.sum(val * np.concatenate([train, val])[at.reshape(-1)], axis=-1)
         close(dots, case[f"out/{folder}/PRE/val-all/dots"], rtol=0, atol=1e-6, name="dots")
 
 

@@ -1,9 +1,11 @@
 """3DIEBench on disk: `<root>/<synset>/<object>/image_<v>.jpg` and `latent_<v>.npy`, v = 0 to 49.
 
 The published lists `{train,val}_images.npy` (strings `/<synset>/<object>/`) and
-`{train,val}_labels.npy` say which objects form a split. Where there are none, lists are made from
-the folder: labels by the rank of the synset, and a fifth of the objects, drawn with a fixed seed,
-for validation.
+`{train,val}_labels.npy` say which objects form a split. They are read where they lie in `<root>`,
+or where they are named. Where there are none, lists are made from the folder, unless `published`
+forbids it: labels by the rank of the synset, and a fifth of the objects, drawn with a fixed seed,
+for validation. Such a split is another one: an imported checkpoint has trained on most of its
+validation objects.
 """
 
 from __future__ import annotations
@@ -40,6 +42,15 @@ def list_objects(root: epath.Path, split: str) -> tuple[list[str], np.ndarray, l
     rank = {synset: label for label, synset in enumerate(synsets)}
     labels = np.asarray([rank[names[i][0]] for i in mine], np.int64)
     return ["/".join(names[i]) for i in mine], labels, synsets
+
+
+def _has_lists(root: epath.Path) -> bool:
+    """Whether any published list lies there: one that lacks its fellows is a fault, no choice."""
+    files = (f"{split}_{what}.npy" for split in ("train", "val") for what in ("images", "labels"))
+    try:
+        return any((root / file).exists() for file in files)
+    except OSError as error:
+        raise DataError(f"cannot look into {root}: {error.strerror or error}") from error
 
 
 class ThreeDIE:
@@ -102,26 +113,38 @@ def make(
     labels_file: str = "",
     limit: int = 0,
     num_views: int = 50,
+    published: bool = False,
 ) -> ThreeDIE:
     """Open 3DIEBench.
 
     Args:
       root: the folder of synsets.
-      split: "train" or "val", where the lists are made from the folder.
-      images_file: published list of objects, `train_images.npy`; made from the folder if empty.
-      labels_file: its labels.
+      split: "train" or "val".
+      images_file: list of the split's objects, an .npy of strings; by default
+        `<root>/<split>_images.npy` if that is there, else made from the folder.
+      labels_file: its labels; by default `<root>/<split>_labels.npy`.
       limit: keep the first so many objects; 0 keeps all.
       num_views: pictures of each object.
+      published: refuse to make lists from the folder.
 
     Raises:
       ValueError: a folder or list that cannot be read, lists of unequal length, a list that
-        names a missing object, a label out of range.
+        names a missing object, a label out of range, no lists where they are `published`.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split is {split!r}; 3DIEBench has train and val.")
     if bool(images_file) != bool(labels_file):
         raise ValueError("give both images_file and labels_file, or neither.")
     base = epath.Path(root).expanduser()
+    if not images_file and _has_lists(base):
+        images_file, labels_file = (f"{base}/{split}_{what}.npy" for what in ("images", "labels"))
+    if published and not images_file:
+        raise DataError(
+            f"the published split of 3DIEBench is asked for, but {base} holds no "
+            f"{split}_images.npy and {split}_labels.npy. Put the four lists of its authors there, "
+            "name them (--config.train.source.images_file=..., labels_file, and the same of val), "
+            "or allow another split, a fifth of all objects for validation, by published=False."
+        )
     if images_file:
         objects = [str(name) for name in load_array(images_file)]
         labels = load_array(labels_file)
@@ -133,6 +156,8 @@ def make(
     source = ThreeDIE(base, objects, labels, names, num_views)
     if limit:
         source = ThreeDIE(base, objects[:limit], labels[:limit], names, num_views)
+    if not len(source):
+        raise DataError(f"{images_file or f'the {split} split of {base}'} names no object.")
     for name in (source.objects[0], source.objects[-1]):
         if not (base / name).is_dir():
             raise DataError(f"the list {images_file} names {name!r}, which is not in {base}.")

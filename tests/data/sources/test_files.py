@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from configs import sie
 from jaxequi.data import decoding
 from jaxequi.data.sources import _views, arrays, folder, rotated, threedie
 
@@ -114,6 +115,49 @@ def test_threedie_makes_lists_from_the_folder(threedie_root):
             assert source.class_names[label] == name[:2]
 
 
+PUBLISHED = {
+    "train_images.npy": ["/03/b/", "/01/d/", "/03/e/"],
+    "train_labels.npy": [2, 0, 2],
+    "val_images.npy": ["/02/c/", "/01/a/"],
+    "val_labels.npy": [1, 0],
+}
+
+
+def test_threedie_reads_lists_that_lie_in_its_root(threedie_root):
+    for file, entries in PUBLISHED.items():
+        np.save(threedie_root / file, np.array(entries))
+    for published in (True, False):
+        train, val = (
+            threedie.make(str(threedie_root), split, num_views=4, published=published)
+            for split in ("train", "val")
+        )
+        assert train.objects == ["03/b", "01/d", "03/e"]
+        assert val.objects == ["02/c", "01/a"]
+        np.testing.assert_array_equal(train.labels, [2, 0, 2])
+        np.testing.assert_array_equal(val.labels, [1, 0])
+    files = lists(threedie_root, ["/01/a/"], [0])  # a list that is named is preferred
+    assert threedie.make(str(threedie_root), "val", **files).objects == ["01/a"]
+    (threedie_root / "val_labels.npy").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*val_labels\.npy"):
+        threedie.make(str(threedie_root), "val")
+    (threedie_root / "val_images.npy").unlink()  # half a split is not made up
+    with pytest.raises(ValueError, match=r"cannot read .*val_images\.npy"):
+        threedie.make(str(threedie_root), "val")
+
+
+def test_the_published_experiment_makes_up_no_split(threedie_root):
+    config = sie.get_config("sie,paper")
+    for part in (config.train, config.val):
+        part.source.root, part.source.num_views = str(threedie_root), 4
+        with pytest.raises(ValueError, match=r"holds no (train|val)_images.npy.*images_file="):
+            threedie.make(**{k: v for k, v in part.source.items() if k != "name"})
+    files = lists(threedie_root, ["/03/b/", "/01/d/", "/02/c/"], [2, 0, 1])
+    config.train.source.update(files)
+    assert len(threedie.make(**{k: v for k, v in config.train.source.items() if k != "name"})) == 3
+    config.val.source.published = False
+    assert len(threedie.make(**{k: v for k, v in config.val.source.items() if k != "name"})) == 1
+
+
 def test_each_view_is_an_example_in_file_order(threedie_root):
     source = _views.EachView(threedie.make(str(threedie_root), "train", num_views=4))
     assert len(source) == 16
@@ -128,6 +172,7 @@ def test_each_view_is_an_example_in_file_order(threedie_root):
         (["/03/b/"], [2, 0], "1 objects, but 2 labels"),
         (["/03/b/", "/../../etc/"], [0, 1], "points out of"),
         (["/03/b/", "/01/a/"], [0, -1], "label -1 of object 1"),
+        ([], [], "names no object"),
     ],
 )
 def test_a_wrong_list_is_refused(threedie_root, names, labels, words):
