@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from jaxequi.errors import Refusal
 from jaxequi.train import log, loop, optim
 from jaxequi.train import mesh as meshes
@@ -19,6 +20,7 @@ from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
 from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.programs import lower_job
+from jaxequi.train.state import Start
 from jaxequi.types import OWN, Method, Output
 
 STEPS = 8
@@ -382,3 +384,72 @@ def test_profile_is_written(tmp_path):
 
 def test_config_is_written_once(unbroken):
     assert json.loads((unbroken / folders.CONFIG_FILE).read_text())["seed"] == 0
+
+
+REFUSED = {
+    "an optimizer's pattern": {
+        "optimizer": optim.make(
+            "sgd", learning_rate=0.1, freeze="encoder", batch_size=16, total_steps=STEPS
+        )
+    },
+    "accumulation": {
+        "method": dataclasses.replace(method(), mean_over_examples=False),
+        "accumulate": 2,
+    },
+    "a network that does not fit": {"start": Start({"params": {"v": np.zeros(4)}}, "", "the run")},
+    "no checkpoint to keep": {"keep_checkpoints": 0},
+    "an unknown mode": {"best_mode": "most"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_leaves_nothing_behind(tmp_path, name):
+    with pytest.raises(Refusal):
+        loop.run(job(**REFUSED[name]), tmp_path / "a" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_be_read_leave_nothing_behind(tmp_path):
+    def unreadable(start, stop):
+        def produce():
+            raise Refusal("no such picture")
+            yield
+
+        return contextlib.nullcontext(produce())
+
+    def too_small(shapes):
+        raise Refusal("the picture is too small")
+
+    for change, message in (
+        ({"batches": unreadable}, "no such picture"),
+        ({"preflight": too_small}, "too small"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            loop.run(job(**change), tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_begun_anew(tmp_path, unbroken):
+    broken = job(config={"seed": 7}, method=method(blow_up_at=2))
+    with jax.debug_nans(False), pytest.raises(log.NonFiniteError):
+        loop.run(broken, tmp_path)
+    assert json.loads((tmp_path / folders.CONFIG_FILE).read_text()) == {"seed": 7}
+    assert loop.run(job(), tmp_path) == loop.FINISHED
+    assert json.loads((tmp_path / folders.CONFIG_FILE).read_text())["seed"] == 0
+    assert logged(tmp_path) == logged(unbroken)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+    with folders.held(tmp_path, {"seed": 7}, begun=False):
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        with pytest.raises(Refusal, match=f"in use by process {os.getpid()}"):
+            loop.run(job(), tmp_path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_starts_with_the_network_that_it_is_given(tmp_path):
+    given = np.arange(4, dtype=np.float32)
+    still = optim.Optimizer(*optax.sgd(0.0))
+    a_job = job(start=Start({"params": {"w": given}}, "", "the run"), optimizer=still)
+    assert loop.run(a_job, tmp_path) == loop.FINISHED
+    np.testing.assert_array_equal(final_state(a_job, tmp_path).params["w"], given)
