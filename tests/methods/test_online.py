@@ -154,5 +154,5 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(Refusal, match="Did you mean 'rotation'"):
         with_online_heads(a_method(), num_classes=2, relation="rotatoin")
     method = with_online_heads(a_method(), num_classes=2, features=("representation", "logits"))
-    with pytest.raises(Refusal, match="names logits, .* there is representation, embedding"):
+    with pytest.raises(Refusal, match=r"names logits, .* there is representation, embedding"):
         jax.eval_shape(method.init, jax.random.key(0), a_batch())
