@@ -27,6 +27,8 @@ The reference's commands and ours:
 For a network that SIE knows nothing of (one view, no latents): configs/linear.py.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import common
@@ -34,7 +36,7 @@ from configs import common
 DEEP, LINEAR = ("deep",), ("linear",)
 # The heads as published; "euler" asks for the rotation as three angles.
 CLASSIFICATION, ROTATION, COLOR = {"classification": LINEAR}, {"rotation": DEEP}, {"color": DEEP}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sie_all": {"heads": {**CLASSIFICATION, **ROTATION, **COLOR}, "predictor": "if any"},
     "sie_classification": {"heads": CLASSIFICATION},
     "sie_rotation": {"heads": ROTATION},

@@ -20,7 +20,7 @@ import pathlib
 import re
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from jaxequi import cli, experiment
 from jaxequi.errors import Refusal
@@ -30,6 +30,7 @@ from jaxequi.train.job import Job
 FAILED = 1
 PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
 
+cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a new one in runs/.")
 
 
@@ -44,18 +45,14 @@ def new_workdir(given: str) -> pathlib.Path:
 
 def main(argv: list[str]) -> int:
     """Build the config's job and run it."""
-    if len(argv) > 1:
-        return cli.refuse(f"unknown argument {argv[1]!r}; fields are set by --config.FIELD=VALUE")
-    logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
+    cli.no_arguments(argv)
+    config, overridden, given = cli.config()
+    mesh.start_distributed()
+    job = experiment.build(config, overridden)
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
+    cli.use_compilation_cache()
     try:
-        config, overridden, given = cli.config()
-        mesh.start_distributed()
-        job = experiment.build(config, overridden)
-        workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
-        cli.use_compilation_cache()
         code = loop.run(job, workdir)
-    except Refusal as error:
-        return cli.refuse(str(error))
     except log.NonFiniteError as error:
         return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
@@ -65,15 +62,14 @@ def main(argv: list[str]) -> int:
 
 def _report(job: Job, workdir: pathlib.Path) -> None:
     """Write the report; of a network over a group it holds what the probe measures."""
-    from jaxequi import probe  # matplotlib: the first step need not wait for it
     from jaxequi.experiment import trained
-    from jaxequi.runs import report
+    from jaxequi.runs import probing, report  # matplotlib: the first step need not wait for it
 
     if job.preflight and jax.process_count() == 1:  # it predicted what is now measured
-        print(probe.of_run(trained.load(workdir), PROBED_IMAGES))
+        print(probing.of_run(trained.load(workdir), PROBED_IMAGES))
     else:
         print(f"report: {report.write(workdir)}")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

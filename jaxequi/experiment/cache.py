@@ -129,7 +129,9 @@ class Cached(sets.KnowsShapes):
         )
 
     def _encode(self, values: PyTree, batch: Batch) -> dict[str, Array]:
-        found = self.network.encode(*values, self.under.augment(jax.random.key(0), batch)["views"])
+        params, extra = values
+        images = self.under.augment(jax.random.key(0), batch)["views"]
+        found = self.network.encode(params, extra, images)
         found = {**batch, **found}
         return {name: found[name] for name in ("representation", *KEPT) if name in found}
 

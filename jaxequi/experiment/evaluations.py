@@ -12,7 +12,6 @@ features, and `evaluate(sets, **options)` measures them. Options that every eval
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,9 +51,7 @@ def make(
     for name, given in config.evals.items():
         options = dict(given)
         file = options.pop("name", name)
-        if file not in names.choices("evals"):
-            raise names.unknown(f"evaluation (evals.{name})", file, names.choices("evals"))
-        module = importlib.import_module(f"jaxequi.evals.{file}")
+        module: Any = names.module("evals", file, f"evaluation (evals.{name})")
         asked = tuple(options.pop("sets", None) or module.SETS)
         wanted = inspect.signature(module.evaluate).parameters
         optional = options.pop("optional", False)
@@ -129,17 +126,15 @@ def _evaluate(
 def _predictor(
     method: Method, network: Trained | None
 ) -> Callable[[PyTree, PyTree], Predictor] | None:
-    if network is not None and network.has_predictor:
-        found = Predictor(
-            jax.tree_util.Partial(network.predict, network.params, network.extra),
-            network.method.relation,  # type: ignore[union-attr]
-        )
-        return lambda params, extra: found
-    if method.predict is None:
-        return None
-    return lambda params, extra: Predictor(
-        jax.tree_util.Partial(method.predict, params, extra), method.relation
-    )
+    if network is not None and network.method is not None:
+        method, values = network.method, (network.params, network.extra)
+        return None if method.predict is None else lambda *unused: _with(method, *values)
+    return None if method.predict is None else functools.partial(_with, method)
+
+
+def _with(method: Method, params: PyTree, extra: PyTree) -> Predictor:
+    assert method.predict is not None and method.relation is not None  # noqa: PT018
+    return Predictor(jax.tree_util.Partial(method.predict, params, extra), method.relation)
 
 
 def _called(config: ml_collections.ConfigDict, network: Trained | None) -> str:

@@ -150,15 +150,20 @@ def resolved(
 ) -> None:
     """Fill in what sets leave open (None): it is as in the checkpoint that the run starts with.
 
+    Of the training set the checkpoint's own augmentations stay behind: its examples are shown as
+    the checkpoint's `val` shows them.
+
     Raises:
       ValueError: it is open, and there is no checkpoint, or the checkpoint does not say it.
     """
     with config.unlocked():
         for name, one in described(config).items():
-            theirs = described(there).get(name) if there is not None else None
+            known = described(there) if there is not None else {}
             for field in ("source", "views", "augment", "num_views", "batch_size"):
                 if field not in one or one[field] is not None:
                     continue
+                shown = "val" if "val" in known and field != "source" else name
+                theirs = known.get(name if name != "train" else shown)
                 if theirs is None or theirs.get(field) is None:
                     raise Refusal(
                         f"{name}.{field} is not set, and {origin} does not say it either; set "

@@ -265,8 +265,8 @@ def of_heads(
         """f32[B, V, ...] to f32[B, V, R], view by view, and the backbone's variables after it."""
         seen, moving = [], [name for name in frozen if name != "params"] if train else []
         for view in range(views.shape[1]):
-            found = backbone.apply(frozen, views[:, view], train, mutable=moving or False)
-            features, after = found if moving else (found, {})
+            found: Any = backbone.apply(frozen, views[:, view], train, mutable=moving)
+            features, after = found
             frozen = {**frozen, **after}
             seen.append(features)
         return jnp.stack(seen, axis=1), frozen

@@ -1,1 +1,1 @@
-"""Many runs side by side, as one table with figures: `python -m jaxequi.report RUN RUN ...`"""
+"""What reads finished runs: the report of one, the table and the figures of many."""

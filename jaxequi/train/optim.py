@@ -101,7 +101,7 @@ def make(
       ValueError: what `one` refuses; a group without `match`; and, when it meets the parameters, a
         pattern that matches none, or a parameter in two groups.
     """
-    sized = {"total_steps": total_steps, "batch_size": batch_size}
+    sized: dict[str, Any] = {"total_steps": total_steps, "batch_size": batch_size}
     made = {MAIN: one(name, **sized, **options)}
     patterns = {FROZEN: freeze} if freeze else {}
     for group, given in groups.items():

@@ -102,11 +102,11 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
         steps_per_epoch=job.steps_per_epoch,
         accumulate=job.accumulate,
     )
-    train_step = None
+    traced: Any = None
     if job.total_steps:
         # Shapes first: what is refused is refused before the first state's program compiles.
-        train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-        train_step = train_step.trace(state, given)
+        program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+        traced = program.trace(state, given)
     encoders, refit = _encoders(job, state), None
     if job.method.refit:
         assert job.refit_pass is not None
@@ -115,7 +115,7 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
     drawn = beside.submit(draw.compile).result if beside else draw.compile
     return Programs(
         initialise=lambda: placed(values, drawn()(key)),
-        train_step=train_step.lower() if train_step else None,
+        train_step=traced and traced.lower(),
         encoders=encoders,
         refit=refit,
         shapes=shapes,
@@ -142,7 +142,7 @@ def _encoders(job: Job, state: PyTree) -> dict[str, Encoder]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(dict(a_pass.shapes()))
         ]
         groups.setdefault((id(a_pass.augment), tuple(shapes)), []).append(name)
-    encoders = {}
+    encoders: dict[str, Encoder] = {}
     for names in groups.values():
         keep = tuple(dict.fromkeys(f for name in names for f in reads(job)[name]))
         encoder = _encoder(job, job.sets[names[0]], keep, state)

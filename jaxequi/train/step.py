@@ -123,8 +123,8 @@ def make_eval_step(
         if missing:
             raise Refusal(
                 f"an evaluation reads {', '.join(missing)}, which neither the method's `encode` "
-                f"nor the set has; there is {', '.join(found)}. Leave that evaluation out, or give "
-                "it a method or a set that has it"
+                f"nor the set has; there is {', '.join(found)}. Leave that evaluation out, or "
+                "give it a method or a set that has it"
             )
         return {name: found[name] for name in (*keep, *({"mask"} & found.keys()))}
 

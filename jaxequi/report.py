@@ -1,0 +1,37 @@
+"""What runs say: the report of one, or many of them side by side.
+
+    python -m jaxequi.report RUN                       figures and report.html in the run's folder
+    python -m jaxequi.report RUN RUN ... [--out=DIR]   one table with figures (DIR: runs/table)
+
+Reads what the runs left behind and computes nothing that they did not.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from jaxequi import cli
+from jaxequi.errors import Refusal
+from jaxequi.runs import report
+
+_OUT = flags.DEFINE_string("out", "runs/table", "Folder of the table of several runs.")
+
+
+def main(argv: list[str]) -> int:
+    """Write the report of the run on the command line, or the table of several."""
+    folders = [pathlib.Path(word) for word in argv[1:]]
+    if not folders:
+        raise Refusal("give the folder of a run, or of several; --help says more")
+    if len(folders) > 1:
+        from jaxequi.runs import comparison  # reads checkpoints, which one report need not
+
+        print(comparison.write(folders, pathlib.Path(_OUT.value)))
+    else:
+        print(report.write(folders[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
