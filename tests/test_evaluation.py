@@ -13,7 +13,7 @@ from configs import sie as sie_config
 from jaxequi import augment, bank, evaluation, trained
 from jaxequi.comparison import page
 from jaxequi.evals import prediction, retrieval
-from jaxequi.interop import import_torch
+from jaxequi.interop import networks
 from jaxequi.train import checkpoint, log, loop
 
 
@@ -28,8 +28,8 @@ def made(folder, variant="sie"):
         fan_in = np.prod(shape.shape[:-1])
         return random.normal(0, (2 / fan_in) ** 0.5, shape.shape).astype(shape.dtype)
 
-    variables = jax.tree.map(draw, import_torch.shapes(config, 10))
-    import_torch.write(folder, config.copy_and_resolve_references(), variables, 3)
+    variables = jax.tree.map(draw, networks.shapes(config, 10))
+    networks.save(folder, config.copy_and_resolve_references(), variables, 3)
     return folder
 
 

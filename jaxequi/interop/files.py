@@ -1,10 +1,16 @@
-"""Files of torch: the only place that imports it. Weights are read, code is not run."""
+"""Files of torch: the only place that imports it. Weights are read, code is not run.
+
+What is written is there whole or not at all.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import pathlib
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +34,8 @@ def read_pth(file: str | pathlib.Path) -> dict[str, Any]:
         tensors and plain values, which is to say code to be run.
     """
     torch, file = _torch(), pathlib.Path(file)
+    # trainings save what the command line said beside the weights: a bag of plain values
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -64,17 +72,71 @@ def write_pth(file: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
     Raises:
       ValueError: the file cannot be written.
     """
-    torch, file = _torch(), pathlib.Path(file)
+    torch = _torch()
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: tensors(v) for key, v in value.items()}
         return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
-    part = file.with_name(file.name + ".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(file) as part:
         torch.save(tensors(tree), part)
-        part.replace(file)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+    """Find the state dict in a file: whole, or under "model" or "state_dict".
+
+    Returns:
+      It without the prefix "module." or "model." that all its names have, as wrappers of a network
+      leave it, and the epoch that the file names (0 if none).
+
+    Raises:
+      ValueError: something else than arrays under names.
+    """
+    nested = [loaded[name] for name in ("model", "state_dict") if name in loaded]
+    state = nested[0] if nested and isinstance(nested[0], Mapping) else loaded
+    odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
+    if odd or not state:
+        raise ValueError(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
+    for prefix in ("module.", "model."):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): array for name, array in state.items()}
+    epoch = loaded.get("epoch")
+    return dict(state), epoch if isinstance(epoch, int) else 0
+
+
+@contextlib.contextmanager
+def appearing(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a path to write at, which becomes `target` in the end, or leaves nothing.
+
+    What is missing of the folders above appears with it: the topmost name that is not there yet is
+    written beside, with the ending ".part", and renamed.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
+    target = pathlib.Path(target).absolute()
+    top = target
+    while not top.parent.exists():
+        top = top.parent
+    part = top.with_name(top.name + ".part")
+    inside = part / target.relative_to(top)
+    try:
+        _remove(part)  # of a process that was killed
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        yield inside
+        part.replace(top)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:  # of torch
+        raise ValueError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+    finally:
+        _remove(part)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -6,7 +6,7 @@ Reference: facebookresearch/SIE, src/resnet.py. Three things differ from torchvi
 - the first block of every stage has a convolution on its shortcut, also in the first stage;
 - strided convolutions and the pool are padded at the right and bottom only.
 
-State-dict names: `interop/tables/resnet.py`.
+State-dict names: `interop/formats/sie.py`.
 """
 
 from __future__ import annotations

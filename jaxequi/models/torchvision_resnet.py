@@ -3,7 +3,7 @@
 He et al., CVPR 2016, with the stride of a bottleneck on its 3x3 convolution; torchvision,
 `models/resnet.py`. `models.resnet` says how SIE's networks differ.
 
-State-dict names: `interop/tables/torchvision.py`.
+State-dict names: `interop/formats/torchvision.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from jaxequi.data.sources import threedie
 from jaxequi.evals import online
 from jaxequi.groups import quaternions
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import sie as table
+from jaxequi.interop.formats import sie as table
 from jaxequi.methods import _relation, with_probe
 from jaxequi.nn import heads
 from jaxequi.objectives import classification, collapse, contrastive, regression

@@ -12,8 +12,8 @@ from flax import traverse_util
 from configs import sie as sie_config
 from jaxequi.evals import heads, prediction, retrieval
 from jaxequi.groups import quaternions
-from jaxequi.interop import import_torch, mapping
-from jaxequi.interop.tables import sie as sie_table
+from jaxequi.interop import mapping, networks
+from jaxequi.interop.formats import sie as sie_table
 from jaxequi.methods import _frozen
 from jaxequi.nn.heads import Hypernetwork
 from jaxequi.nn.norm import BatchNorm
@@ -162,7 +162,7 @@ def checkpoint_manifest(case: Case):
     backbone = backbone.get("state", backbone)
     classes = [name for name in manifest if not name.startswith("backbone")]
     for name, total in zip(classes, case["out/total_params"], strict=True):
-        shapes = import_torch.shapes(sie_config.get_config(f"{VARIANTS[name]},paper"), 55)
+        shapes = networks.shapes(sie_config.get_config(f"{VARIANTS[name]},paper"), 55)
         found = {}
         for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
             key, layout = sie_table.TABLE(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 
@@ -59,3 +60,18 @@ def test_what_cannot_be_read_is_told(tmp_path):
     torch.save(torch.zeros(3), file)
     with pytest.raises(ValueError, match="holds a Tensor"):
         files.read_pth(file)
+
+
+def test_arguments_beside_the_weights_are_read(tmp_path):
+    content = {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(width=4)}
+    torch.save(content, tmp_path / "model.ckpt")
+    state, epoch = files.state_dict(files.read_pth(tmp_path / "model.ckpt"))
+    np.testing.assert_equal(state, {"a": np.ones(2, np.float32)})
+    assert epoch == 0
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"model\.pth cannot be written: "):
+        files.write_pth(tmp_path / "file" / "model.pth", {"a": np.zeros(2)})
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
