@@ -1,6 +1,6 @@
 """Networks as the programs of this room see them: shapes from a config, values in a run's folder.
 
-All that the room needs of `experiment`, `trained` and `train.checkpoint` is here.
+All that the room needs of `experiment` and `train` is here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from jaxequi import experiment, trained
+from jaxequi import experiment
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
+from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
 
 
@@ -25,7 +26,7 @@ def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
       config: of the method; `train` says of how many views it learns.
       num_classes: of the data; read by configs that do not say it.
     """
-    method = experiment.make_method(config, num_classes)
+    method = experiment.make_method(config, {"num_classes": num_classes})
     views = max(config.train.num_views, len(config.train.views))
     batch = {
         "views": jax.ShapeDtypeStruct((2, views, 64, 64, 3), jnp.float32),
@@ -62,7 +63,7 @@ def load(
     Raises:
       ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
     """
-    folder = pathlib.Path(run).absolute() / trained.FOLDER
+    folder = pathlib.Path(run).absolute() / CHECKPOINTS
     step, saved, params, extra = checkpoint.read_network(folder, step)
     config = ml_collections.ConfigDict(saved)
     if "backbone" not in config or "backbone" not in params:
@@ -78,7 +79,7 @@ def save(
     Raises:
       ValueError: the folder has checkpoints already, or cannot be written.
     """
-    folder = pathlib.Path(workdir).absolute() / trained.FOLDER
+    folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} has checkpoints already; give another --workdir")
     extra = dict(variables)

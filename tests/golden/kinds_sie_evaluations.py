@@ -14,12 +14,13 @@ from jaxequi.evals import heads, prediction, retrieval
 from jaxequi.groups import quaternions
 from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import sie as sie_table
-from jaxequi.methods import _frozen
+from jaxequi.methods import linear
 from jaxequi.nn.heads import Hypernetwork
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.train import optim
 from jaxequi.train.state import initialise
 from jaxequi.train.step import make_train_step
+from jaxequi.types import OWN
 
 VIEWS = 50
 
@@ -43,12 +44,15 @@ def retrieval_metrics(case: Case):
         found = retrieval.ranks(predict, sets["val"], normalise=normalise)
         expected = case[f"out/{folder}/MRR/val-val/ranks"]
         np.testing.assert_array_equal(found.reshape(-1), expected)
-        metrics = retrieval.evaluate(sets, predict, normalise=normalise)
-        metrics |= prediction.evaluate(sets, predict, normalise=normalise)
-        ours = {"MRR": "mrr", "PRE": "pre"} | {f"H@{k}": f"hit@{k}" for k in (1, 2, 5, 10)}
-        for mode in ("train-train", "val-val", "val-all"):
+        errors = prediction.errors(sets, predict, normalise=normalise)
+        ours = {"MRR": "mrr"} | {f"H@{k}": f"hit@{k}" for k in (1, 2, 5, 10)}
+        for mode in prediction.MODES:
+            asked = sets[mode.partition("-")[0]]
+            scores = retrieval.scores(retrieval.ranks(predict, asked, normalise=normalise))
+            scores = {theirs: scores[name] for theirs, name in ours.items()}
+            scores["PRE"] = errors[mode]
             for theirs, value in case.under(f"out/{folder}/{mode}").items():
-                close(metrics[f"{mode}/{ours[theirs]}"], value, rtol=0, atol=1e-5, name=theirs)
+                close(scores[theirs], value, rtol=0, atol=1e-5, name=f"{mode} {theirs}")
         both = [sets[name] for name in ("train", "val")]
         at, _ = prediction.nearest(predict, sets["val"], both, normalise=normalise)
         train, val = (quaternions.from_euler_xyz(s["latent"][..., :3]).reshape(-1, 4) for s in both)
@@ -74,12 +78,12 @@ def evaluation(case: Case):
     name = name or {"quat": "rotation", "euler": "euler"}[meta["target"]]
     part = "all" if meta["equi_dims"] == width else "equivariant"
     part = "invariant" if meta["inv_part"] else part
-    known = _frozen.task(name, 55)
+    known = linear.task(name, 55)
     target = jnp.asarray(case["in/target"])
     # the case has the targets themselves: one batch a step, by its number
     stored = known._replace(target=lambda batch: target[batch["index"][0]])
-    head = _frozen.head(name, part, "linear", width, meta["equi_dims"])
-    method = _frozen.make([head], {name: stored}, StandIn())
+    head = linear.head(name, part, "linear", width, meta["equi_dims"])
+    method = linear.of_heads([head], {name: stored}, StandIn(), drift=True)
     optimizer = optim.make(
         "adam",
         learning_rate=meta["lr"],
@@ -95,11 +99,11 @@ def evaluation(case: Case):
     table = mapping.by_module(lambda path: {"linear": "0", "norm": "1"}[path])
     drawn = initialise(method, optimizer, jax.random.key(0), batches[0])
     backbone = {k.removeprefix("backbone."): v for k, v in param.items() if "backbone" in k}
-    backbone = mapping.from_torch(backbone, drawn.extra["backbone"], table)
+    backbone = mapping.from_torch(backbone, drawn.extra[OWN]["backbone"], table)
     weights = {"kernel": param["head.weight"].T, "bias": param["head.bias"]}
     params = {head.name: {"linear_0": weights}}
     state = drawn.replace(
-        params=params, extra={"backbone": backbone}, opt_state=optimizer.init(params)
+        params=params, extra={OWN: {"backbone": backbone}}, opt_state=optimizer.init(params)
     )
 
     def gradient(params, extra, batch):
@@ -119,7 +123,7 @@ def evaluation(case: Case):
     close(losses, case["out/train_loss"], **tolerance, name="loss")
     expected = case["out/train_metric"].reshape(steps, -1)
     close(measured, expected, rtol=1e-4, atol=1e-4, name="metric")
-    after = mapping.to_torch(state.extra["backbone"], table)
+    after = mapping.to_torch(state.extra[OWN]["backbone"], table)
     for key, value in case.under("out/param_after").items():
         if key.startswith("backbone") and not key.endswith("num_batches_tracked"):
             close(after[key.removeprefix("backbone.")], value, **tolerance, name=key)
@@ -131,7 +135,7 @@ def evaluation(case: Case):
     output = np.asarray(outputs[head.name])
     close(output.reshape(size, -1), case["out/val_output"], **tolerance, name="validation")
     scored = known._replace(target=lambda features: np.asarray(target[-1]))
-    scores = heads.evaluate({"heads": {head.name: output}}, {name: scored})
+    scores = heads.evaluate({"val": {"heads": {head.name: output}}}, {name: scored})
     for ours in ("r2", "mse", "top1", "top5"):
         if f"out/val_{ours}" in case:
             theirs = np.ravel(case[f"out/val_{ours}"])[0]

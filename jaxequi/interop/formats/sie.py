@@ -22,7 +22,12 @@ from jaxequi.interop.formats import File, Network, State, _resnet, check, needed
 from jaxequi.models import resnet
 from jaxequi.types import PyTree
 
-HEADS = "probe"  # ours, in params: the heads beside the method
+HEADS = "online"  # ours, in params: the heads beside the method
+ONLINE = {  # as in each of their models
+    "features": ("representation", "embedding"),
+    "relation": "rotation",
+    "every_part": False,
+}
 CLASSES = 55  # of 3DIEBench; main.py has no argument for it
 _CLASSIFIER = "evaluator.classifier_repr.weight"  # its rows are the classes; every class has it
 _PARTS = {"projector", "projector_inv", "projector_equi", "predictor", "evaluator"}
@@ -100,7 +105,8 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     """Read a state dict; see `formats.Format`. A backbone alone leaves the config no method."""
     config = needed(config, "configs/sie.py:VARIANT,paper")
     check(native(config), config)
-    config.probe, config.probe_every_part = True, False  # as in each of their models
+    with config.unlocked():
+        config.online = ONLINE
     left_out = mapping.passed_over(state, mapping.COUNTERS)
     classes = len(state[_CLASSIFIER]) if _CLASSIFIER in state else CLASSES
     template = networks.shapes(config, classes)

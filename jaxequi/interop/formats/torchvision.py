@@ -80,11 +80,15 @@ def described(architecture: str, num_classes: int) -> ml_collections.ConfigDict:
         {
             "backbone": {"name": "torchvision_resnet", "architecture": architecture},
             "method": {"name": "supervised", "num_classes": num_classes},
-            "probe": False,
+            "online": {"features": (), "relation": None, "every_part": False},
+            "norm": {"groups": 1, "momentum": 0.1, "epsilon": 1e-5, "unbiased": True},
             "dtype": "float32",
             "remat": False,
-            "train": {"views": ("decode",), "num_views": 1},
-            "augment": ("normalise('imagenet')",),
+            "train": {
+                "views": ("decode",),
+                "num_views": 1,
+                "augment": ("normalise('imagenet')",),
+            },
         }
     )
 
