@@ -48,7 +48,7 @@ def test_the_program_writes_a_picture_of_pairs(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(9) % 2)
     out = tmp_path / "look.png"
     arguments = [f"arrays(path='{tmp_path / 'a.npz'}')", "--recipe", "eqinv(size=16)"]
-    assert look.main([*arguments, "--out", str(out), "--rows", "4", "--examples", "9"]) == 0
+    assert look.main(["look", *arguments, "--out", str(out), "--rows", "4", "--examples", "9"]) == 0
     printed = capsys.readouterr().out
     assert "9 examples" in printed
     assert "0 5, 1 4" in printed
@@ -56,5 +56,5 @@ def test_the_program_writes_a_picture_of_pairs(tmp_path, capsys):
     assert "examples/s" in printed
     with Image.open(out) as sheet:
         assert sheet.width > 2 * 16
-    assert look.main([*arguments[:1], "--recipe", "moco_v3"]) == 2
+    assert look.main(["look", *arguments[:1], "--recipe", "moco_v3"]) == 2
     assert "moco_v2" in capsys.readouterr().err

@@ -18,35 +18,35 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags
 
 from jaxequi import cli
+from jaxequi.errors import Refusal
 from jaxequi.interop import files, formats, networks
 
-_FILE = flags.DEFINE_string("file", None, "The file to be written.")
-_FORMAT = flags.DEFINE_string("format", None, "Its format; by default told by the run's config.")
-_BACKBONE = flags.DEFINE_bool("backbone", False, "Write the backbone alone.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-_EPOCH = flags.DEFINE_integer("epoch", 0, "The epoch at which their training would go on.")
+FLAGS = flags.FlagValues()
+_FILE = flags.DEFINE_string("file", None, "The file to be written.", FLAGS)
+_FORMAT = flags.DEFINE_string("format", None, "Its format; by default told by the config.", FLAGS)
+_BACKBONE = flags.DEFINE_bool("backbone", False, "Write the backbone alone.", FLAGS)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Which checkpoint; the newest by default.", flag_values=FLAGS
+)
+_EPOCH = flags.DEFINE_integer("epoch", None, "Of their training; 0.", flag_values=FLAGS)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Export the run of the command line."""
-    logging.set_verbosity(logging.ERROR)
-    try:
-        if len(argv) != 2 or not _FILE.value:
-            raise ValueError("give the folder of a run and --file=FILE.pth; --help says more")
-        run, file = pathlib.Path(argv[1]), pathlib.Path(_FILE.value)
-        step, config, variables = networks.load(run, _STEP.value)
-        if _BACKBONE.value:
-            config.method = None
-        name = _FORMAT.value or formats.of_run(config)
-        written = formats.find(name).write(config, variables, _EPOCH.value)
-        if _EPOCH.present and "epoch" not in written.content:
-            raise ValueError(f"a file of {name} holds no epoch; leave --epoch out")
-        files.write_pth(file, written.content)
-    except ValueError as error:
-        return cli.refuse(str(error))
+    [folder] = cli.arguments(argv, FLAGS, ["RUN"], __doc__)
+    if not _FILE.value:
+        raise Refusal("give --file=FILE.pth; --help says more")
+    run, file = pathlib.Path(folder), pathlib.Path(_FILE.value)
+    step, config, variables = networks.load(run, _STEP.value, _BACKBONE.value)
+    name = _FORMAT.value or formats.of_run(config)
+    written = formats.find(name).write(config, variables, _EPOCH.value or 0)
+    if _EPOCH.value is not None and "epoch" not in written.content:
+        raise Refusal(f"a file of {name} holds no epoch; leave --epoch out")
+    files.write_pth(file, written.content)
     print(f"{file}: {run}, step {step}, as {name}\nloads: {written.loads}")
     for line in written.left_out:
         print(f"left out: {line}")
@@ -54,4 +54,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

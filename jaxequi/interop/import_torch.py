@@ -19,33 +19,32 @@ import pathlib
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import flags
 
 from jaxequi import cli
+from jaxequi.errors import Refusal
 from jaxequi.interop import files, formats, networks
 
-_FILE = flags.DEFINE_string("file", None, "The file of torch.")
-_FORMAT = flags.DEFINE_string("format", None, "Its format; by default told by its names.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to be made.")
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+_FILE = flags.DEFINE_string("file", None, "The file of torch.", FLAGS)
+_FORMAT = flags.DEFINE_string("format", None, "Its format; by default told by its names.", FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to be made.", FLAGS)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Import the file of the command line."""
-    logging.set_verbosity(logging.ERROR)
-    try:
-        if argv[1:]:
-            raise ValueError(f"unknown argument {argv[1]!r}; --help says which there are")
-        if not _FILE.value:
-            raise ValueError("give --file=FILE.pth; --help says more")
-        file = pathlib.Path(_FILE.value)
-        workdir = pathlib.Path(_WORKDIR.value or file.with_suffix(""))
-        config = _config()
-        state, epoch = files.state_dict(files.read_pth(file))
-        name = _FORMAT.value or formats.of_file(state, config)
-        network = formats.find(name).read(state, config)
-        networks.save(workdir, network.config, network.variables, epoch)
-    except ValueError as error:
-        return cli.refuse(str(error))
+    cli.arguments(argv, FLAGS, [], __doc__)
+    if not _FILE.value:
+        raise Refusal("give --file=FILE.pth; --help says more")
+    file = pathlib.Path(_FILE.value)
+    workdir = pathlib.Path(_WORKDIR.value or file.with_suffix(""))
+    config = _config()
+    state, epoch = files.state_dict(files.read_pth(file))
+    name = _FORMAT.value or formats.of_file(state, config)
+    network = formats.find(name).read(state, config)
+    networks.save(workdir, network.config, network.variables, epoch)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
     print(f"{workdir}: {count:,} parameters, all of {file} ({len(state)} arrays, format {name})")
     for line in network.left_out:
@@ -55,13 +54,13 @@ def main(argv: list[str]) -> int:
 
 def _config() -> ml_collections.ConfigDict | None:
     """The config of the command line, if there is one."""
-    if flags.FLAGS.config is None:
+    if FLAGS.config is None:
         return None
-    config, _, given = cli.config()
+    config, _, given = cli.config(FLAGS)
     if "backbone" not in config:
-        raise ValueError(f"{given} describes no network; give the config of a training")
+        raise Refusal(f"{given} describes no network; give the config of a training")
     return config.copy_and_resolve_references()
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.types import PyTree
 
@@ -73,7 +74,7 @@ def _named(tree: PyTree, table: Table) -> dict[str, tuple[str, Layout]]:
     for path in traverse_util.flatten_dict(tree, sep="/"):
         name, layout = table(path)
         if name in named:
-            raise ValueError(f"the table gives {path} and {named[name][0]} the same name {name!r}.")
+            raise Refusal(f"the table gives {path} and {named[name][0]} the same name {name!r}.")
         named[name] = path, layout
     return named
 
@@ -128,7 +129,7 @@ def from_torch(
             continue
         tree[path] = np.array(array, dtype, order="C")
     if missing or surplus:
-        raise ValueError(
+        raise Refusal(
             f"the state dict does not fit the model: {len(missing)} missing or of another shape "
             f"(-), {len(surplus)} left over (+)\n" + "\n".join(missing + surplus)
         )

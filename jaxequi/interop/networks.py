@@ -1,6 +1,6 @@
 """Networks as the programs of this room see them: shapes from a config, values in a run's folder.
 
-All that the room needs of `experiment` and `train` is here.
+All that the room needs of `experiment`, `trained` and `train.checkpoint` is here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxequi import experiment
+from jaxequi.errors import Refusal
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
 from jaxequi.train.workdir import CHECKPOINTS
@@ -26,8 +27,8 @@ def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
       config: of the method; `train` says of how many views it learns.
       num_classes: of the data; read by configs that do not say it.
     """
-    method = experiment.make_method(config, {"num_classes": num_classes})
-    views = max(config.train.num_views, len(config.train.views))
+    method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
+    views = max(config.train.num_views, len(config.train.views or ()))
     batch = {
         "views": jax.ShapeDtypeStruct((2, views, 64, 64, 3), jnp.float32),
         "latent": jax.ShapeDtypeStruct((2, views, 7), jnp.float32),
@@ -53,12 +54,13 @@ def under_backbone(variables: PyTree) -> PyTree:
 
 
 def load(
-    run: str | pathlib.Path, step: int | None = None
+    run: str | pathlib.Path, step: int | None = None, backbone_alone: bool = False
 ) -> tuple[int, ml_collections.ConfigDict, PyTree]:
     """Read a checkpoint of a run, the newest if no step is named.
 
     Returns:
-      Its step, its config, and {"params": ..., **extra}; numpy arrays.
+      Its step, its config, and {"params": ..., **extra}; numpy arrays. With `backbone_alone` the
+      config has no method, and the variables are those of the backbone.
 
     Raises:
       ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
@@ -67,8 +69,12 @@ def load(
     step, saved, params, extra = checkpoint.read_network(folder, step)
     config = ml_collections.ConfigDict(saved)
     if "backbone" not in config or "backbone" not in params:
-        raise ValueError(f"{run} holds {', '.join(params)}, but no backbone")
-    return step, config, {"params": params, **extra}
+        raise Refusal(f"{run} holds {', '.join(params)}, but no backbone")
+    variables = {"params": params, **extra}
+    if backbone_alone:
+        config.method = None
+        variables = under_backbone(backbone(variables))
+    return step, config, variables
 
 
 def save(
@@ -81,7 +87,7 @@ def save(
     """
     folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} has checkpoints already; give another --workdir")
+        raise Refusal(f"{folder} has checkpoints already; give another --workdir")
     extra = dict(variables)
     state = {"params": extra.pop("params"), "extra": extra}
     with files.appearing(folder) as part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,6 +61,53 @@ def test_what_cannot_be_read_is_told(tmp_path):
     torch.save(torch.zeros(3), file)
     with pytest.raises(ValueError, match="holds a Tensor"):
         files.read_pth(file)
+
+
+def test_what_claims_more_than_it_holds_is_refused(tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, file)
+    with pytest.raises(ValueError, match=r"\[1000000, 1000000\] claims 4,000,000,000,000 bytes"):
+        files.read_pth(file)
+    torch.save({"a": torch.zeros(10**6)}, file)
+    with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "small.pth", "w", 8) as packed:
+        for member in stored.infolist():
+            packed.writestr(member.filename, stored.read(member))
+    with pytest.raises(ValueError, match=r"small\.pth is refused: it has .* and claims 4,0"):
+        files.read_pth(tmp_path / "small.pth")
+
+
+def test_containers_that_hold_themselves_or_each_other_end(tmp_path):
+    file = tmp_path / "model.pth"
+    endless = {"a": torch.zeros(2)}
+    endless["again"] = [endless]
+    torch.save(endless, file)
+    with pytest.raises(ValueError, match="refused: over 20 dicts or lists"):
+        files.read_pth(file)
+    # a list in a list in ..., so deep that Python itself cannot write it
+    file.write_bytes(b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".")
+    with pytest.raises(ValueError, match=r"model\.pth is no file of torch"):
+        files.read_pth(file)
+    laughs = ["ha"]
+    for _ in range(19):
+        laughs = [laughs] * 10
+    torch.save({"a": laughs}, file)
+    assert len(files.read_pth(file)["a"]) == 10
+
+
+def test_tensors_that_numpy_does_not_have_are_refused(tmp_path):
+    file = tmp_path / "model.pth"
+    torch.save({"a": torch.eye(3).to_sparse()}, file)
+    with pytest.raises(ValueError, match=r"model\.pth (holds a tensor that is no|is no file)"):
+        files.read_pth(file)
+    torch.save({"a": torch.ones(3, dtype=torch.bfloat16)}, file)
+    np.testing.assert_array_equal(files.read_pth(file)["a"], np.ones(3, np.float32))
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path, tmp_path / "pipe.pth"):
+        with pytest.raises(ValueError, match="is no regular file"):
+            files.read_pth(path)
 
 
 def test_arguments_beside_the_weights_are_read(tmp_path):

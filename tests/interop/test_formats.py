@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -125,14 +126,15 @@ def test_a_file_of_the_published_networks_comes_back_exactly(name):
             np.testing.assert_array_equal(back[key], array, err_msg=key)
 
 
-def test_a_backbone_alone(filled):
+def test_a_backbone_alone(tmp_path, filled):
     config = torchvision("resnet18")
     variables = filled(networks.shapes(config, 3))
-    config.method = None
-    written = formats.find(formats.of_run(config)).write(
-        config, networks.under_backbone(networks.backbone(variables)), 0
-    )
+    networks.save(tmp_path / "run", config, variables, 2)
+    step, config, alone = networks.load(tmp_path / "run", backbone_alone=True)
+    assert step == 2
+    written = formats.find(formats.of_run(config)).write(config, alone, 0)
     assert "Identity" in written.loads
+    assert not [key for key in written.content if key.startswith("fc")]
     assert formats.of_file(written.content) == "torchvision"
     network = formats.find("torchvision").read(written.content, None)
     assert network.config.method is None
@@ -213,12 +215,21 @@ def test_a_file_of_another_network_shows_the_difference(filled):
         )
 
 
+def test_a_format_is_a_file(tmp_path, monkeypatch):
+    (tmp_path / "other.py").write_text("def matches(state):\n    return 'other.weight' in state\n")
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    try:
+        assert formats.of_file({"other.weight": np.zeros(2)}) == "other"
+    finally:
+        sys.modules.pop("jaxequi.interop.formats.other", None)
+
+
 def test_what_no_format_has_is_told():
     with pytest.raises(ValueError, match=r"1 arrays: a.weight, .*There is: gresnet, one_gconv"):
         formats.of_file({"a.weight": np.zeros(2)})
     config = config_of("sie", "sie")
     config.backbone = {"name": "torchvision_resnet"}
-    with pytest.raises(ValueError, match="no format would hold method 'sie', backbone 'torchv"):
+    with pytest.raises(ValueError, match=r"no format of gresnet, .* has a place for method 'sie'"):
         formats.of_run(config)
     with pytest.raises(ValueError, match="has no place for method 'sie'"):
         formats.find("gresnet").write(config, {}, 0)

@@ -47,6 +47,10 @@ def published(words="sie", **fields):
     return config
 
 
+# its irreps are those of the published widths
+WIGNER = {"method__equi": 256, "backbone__architecture": "resnet18"}
+
+
 def written(config, filled, classes=55):
     return sie.write(config, filled(networks.shapes(config, classes)), 0)
 
@@ -135,20 +139,21 @@ def test_heads_that_theirs_does_not_have_are_left_out_and_named(filled):
         ("sie", {"backbone__stem": "small"}, "stem='small', and theirs is 7x7 with a pool"),
         ("sie", {"backbone__width": 16, "method__equi": 16}, "width=16, and theirs is 64"),
         ("sie", {"backbone__architecture": "resnet10"}, "architecture='resnet10', and theirs are"),
-        ("sie", {"probe": False}, "this run trained none"),
-        ("wigner", {"method__irreps": ""}, "SIE has no predictor 'wigner'"),
+        ("wigner", WIGNER, "SIE has no predictor 'wigner'"),
         ("sie_rotcolor,mlp", {}, "SIERotColor has no predictor 'mlp'"),
         ("sie", {"method__relation": "all"}, "no class with .*relation='all'"),
         ("sie_novar", {"method__relation": "rotation+color"}, "no class with .*vary_prediction=F"),
         ("vicreg_equimod", {"method__relation": "rotation+color"}, "only SIE, SIENoVar, SIERotC"),
     ],
 )
-def test_what_the_original_could_not_load_is_refused(words, fields, message, filled):
-    fields = {k: v for k, v in fields.items() if v != ""}
-    if words == "wigner":
-        fields = {"method__equi": 256, "backbone__architecture": "resnet18"}
+def test_what_the_original_could_not_load_is_refused(words, fields, message):
     with pytest.raises(ValueError, match=message):
-        written(published(words, **fields), filled)
+        sie.write(published(words, **fields), {}, 0)
+
+
+def test_a_run_without_heads_is_refused(filled):
+    with pytest.raises(ValueError, match="this run trained none; --backbone writes"):
+        written(published(probe=False), filled)
 
 
 def test_another_number_of_classes_is_refused_and_its_backbone_is_not(filled):
@@ -160,14 +165,13 @@ def test_another_number_of_classes_is_refused_and_its_backbone_is_not(filled):
     assert "conv1.weight" in sie.write(config, variables, 0).content
 
 
-def test_the_embedded_runs_are_refused_for_their_backbone(filled):
+def test_the_embedded_runs_are_refused_for_their_backbone():
     for variant in ("sie", "vicreg"):
         config = sie_config.get_config(variant)
-        variables = filled(networks.shapes(config, 12))
         for method in (config.method, None):
             config.method = method
             with pytest.raises(ValueError) as error:
-                sie.write(config, variables, 0)
+                sie.write(config, {}, 0)
             assert "no such backbone: stem='small'" in str(error.value)
             assert "width=16" in str(error.value)
             assert "architecture='resnet10'" in str(error.value)

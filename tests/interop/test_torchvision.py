@@ -11,7 +11,7 @@ import pytest
 from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import torchvision
 
-# features of torchvision 0.28 with the weights of `drawn`, on the pictures of `pictures`
+# features of torchvision 0.28 with the weights of `drawn`, on the images of `images`
 TORCHVISION = pathlib.Path(__file__).parent / "torchvision_features.npz"
 PARAMETERS = {  # as torchvision's documentation counts them
     "resnet34": 21_797_672,
@@ -36,7 +36,7 @@ def drawn(state):
     return {k: v.astype(np.int64 if v.ndim == 0 else np.float32) for k, v in values.items()}
 
 
-def pictures():
+def images():
     return np.random.default_rng(0).normal(size=(2, 43, 50, 3)).astype(np.float32)
 
 
@@ -54,7 +54,7 @@ def test_features_of_torchvision(architecture):
     assert file.loads == f"torchvision.models.{architecture}(num_classes=10)"
     alone = networks.backbone(network.variables)
     backbone = networks.module(network.config)
-    features = jax.jit(lambda v, x: backbone.apply(v, x, False))(alone, pictures())
+    features = jax.jit(lambda v, x: backbone.apply(v, x, False))(alone, images())
     with np.load(TORCHVISION) as stored:
         expected = stored[architecture]
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from jaxequi.data.errors import DataError
-from jaxequi.data.sources._files import load_array, read_file
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import load_array, number_names, read_file, texts
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 LATENTS = 7
@@ -31,10 +32,11 @@ def list_objects(root: epath.Path, split: str) -> tuple[list[str], np.ndarray, l
     try:
         synsets = sorted(d.name for d in root.iterdir() if d.is_dir())
         names = [(s, o.name) for s in synsets for o in (root / s).iterdir() if o.is_dir()]
-    except OSError as error:
-        raise DataError(f"cannot list {root}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot list {shown(root)}: {why}") from error
     if not names:
-        raise DataError(f"{root} holds no <synset>/<object> folder.")
+        raise DataError(f"{shown(root)} holds no <synset>/<object> folder.")
     names.sort()
     order = np.random.default_rng(0).permutation(len(names))
     held_out = round(VALIDATION_SHARE * len(names))
@@ -67,18 +69,27 @@ class ThreeDIE:
         self.root = epath.Path(root).expanduser()
         self.objects = [name.strip("/") for name in objects]
         self.labels = np.asarray(labels)
-        self.class_names: Sequence[str] = tuple(class_names)
+        self.class_names: Sequence[str] = tuple(map(shown, class_names))
         self.num_views = num_views
+        if num_views < 1:
+            raise DataError(f"num_views is {num_views}; each object has one picture or more.")
+        if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
+            raise DataError(
+                f"labels must be whole numbers i[N], not {self.labels.dtype}"
+                f"{list(self.labels.shape)}."
+            )
         if len(self.objects) != len(self.labels):
             raise DataError(f"{len(self.objects)} objects, but {len(self.labels)} labels.")
-        outside = [name for name in self.objects if ".." in name.split("/")]
+        if not self.objects:
+            raise DataError(f"the list of objects of {self.root} is empty.")
+        outside = [n for n in self.objects if ".." in n.split("/") or "\0" in n]
         if outside:
             raise DataError(f"the object {outside[0]!r} points out of {self.root}.")
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
         if len(wrong):
             raise DataError(
                 f"label {self.labels[wrong[0]]} of object {wrong[0]} "
-                f"({self.objects[wrong[0]]}) is not in 0 to {len(self.class_names) - 1}."
+                f"({shown(self.objects[wrong[0]])}) is not in 0 to {len(self.class_names) - 1}."
             )
 
     def __len__(self) -> int:
@@ -93,14 +104,18 @@ class ThreeDIE:
 
     def _read(self, row: int, views: np.ndarray) -> Record:
         folder = self.root / self.objects[row]
+        where = shown(folder)
         latent = np.empty((len(views), LATENTS), np.float32)
         images = []
         for place, view in enumerate(views):
             stored = load_array(folder / f"latent_{view}.npy")
-            if stored.shape != (LATENTS,):
+            if stored.shape != (LATENTS,) or stored.dtype.kind not in "fiu":
                 raise DataError(
-                    f"{folder / f'latent_{view}.npy'} has shape {stored.shape}, not ({LATENTS},)."
+                    f"{where}/latent_{view}.npy has shape {stored.shape}, not ({LATENTS},), or is "
+                    f"no numbers but {stored.dtype}."
                 )
+            if not np.isfinite(stored).all():
+                raise DataError(f"{where}/latent_{view}.npy holds a number that is not finite.")
             latent[place] = stored
             images.append(read_file(folder / f"image_{view}.jpg"))
         return {"image": images, "label": int(self.labels[row]), "latent": latent}
@@ -132,9 +147,11 @@ def make(
         names a missing object, a label out of range, no lists where they are `published`.
     """
     if split not in ("train", "val"):
-        raise ValueError(f"split is {split!r}; 3DIEBench has train and val.")
+        raise Refusal(f"split is {split!r}; 3DIEBench has train and val.")
+    if limit < 0:
+        raise Refusal(f"limit is {limit}; it is a number of objects, and 0 keeps all.")
     if bool(images_file) != bool(labels_file):
-        raise ValueError("give both images_file and labels_file, or neither.")
+        raise Refusal("give both images_file and labels_file, or neither.")
     base = epath.Path(root).expanduser()
     if not images_file and _has_lists(base):
         images_file, labels_file = (f"{base}/{split}_{what}.npy" for what in ("images", "labels"))
@@ -146,11 +163,13 @@ def make(
             "or allow another split, a fifth of all objects for validation, by published=False."
         )
     if images_file:
-        objects = [str(name) for name in load_array(images_file)]
+        objects = texts(load_array(images_file), images_file)
         labels = load_array(labels_file)
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"{labels_file} holds {labels.dtype}, not whole numbers.")
         synsets = sorted({name.strip("/").split("/")[0] for name in objects})
         count = max(len(synsets), int(labels.max()) + 1 if len(labels) else 0)
-        names = synsets if len(synsets) == count else [str(label) for label in range(count)]
+        names = synsets if len(synsets) == count else list(number_names(count, labels_file))
     else:
         objects, labels, names = list_objects(base, split)
     source = ThreeDIE(base, objects, labels, names, num_views)
@@ -160,5 +179,6 @@ def make(
         raise DataError(f"{images_file or f'the {split} split of {base}'} names no object.")
     for name in (source.objects[0], source.objects[-1]):
         if not (base / name).is_dir():
-            raise DataError(f"the list {images_file} names {name!r}, which is not in {base}.")
+            listed = shown(images_file or base)
+            raise DataError(f"the list {listed} names {name!r}, which is not in {base}.")
     return source

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 from jaxequi.types import PyTree
 
 State = Mapping[str, np.ndarray]  # names of torch, without "module." and the like -> arrays
@@ -103,20 +104,20 @@ def of_file(state: State, config: ml_collections.ConfigDict | None = None) -> st
     matching = [name for name in allowed if find(name).matches(state)]
     if not matching:
         some = ", ".join(list(state)[:4])
-        raise ValueError(
+        raise Refusal(
             f"no format has the names of this file ({len(state)} arrays: {some}, ...). There is: "
             f"{', '.join(allowed)}."
         )
     if config is not None:
         fitting = [name for name in matching if find(name).native(config)]
         if not fitting:
-            raise ValueError(
+            raise Refusal(
                 f"the file has the names of {' or '.join(matching)}, and the config describes "
                 f"{_described(config)}; give the config of the network that the file is of"
             )
         matching = fitting
     if len(matching) > 1:
-        raise ValueError(
+        raise Refusal(
             f"{' and '.join(matching)} have the names of this file; say which it is, by "
             f"--format={matching[0]} or by the --config of its network"
         )
@@ -131,10 +132,15 @@ def of_run(config: ml_collections.ConfigDict) -> str:
     """
     allowed = names.choices("interop.formats")
     matching = [name for name in allowed if find(name).native(config)]
-    if len(matching) != 1:
-        raise ValueError(
-            f"{' and '.join(matching) or 'no format'} would hold {_described(config)}; give one "
-            f"by --format ({', '.join(allowed)}), or --backbone for the backbone alone"
+    if not matching:
+        raise Refusal(
+            f"no format of {', '.join(allowed)} has a place for {_described(config)}; --backbone "
+            "writes a backbone alone, where the original has files of it"
+        )
+    if len(matching) > 1:
+        raise Refusal(
+            f"{' and '.join(matching)} have a place for {_described(config)}; say by --format "
+            "which it shall be"
         )
     return matching[0]
 
@@ -146,9 +152,7 @@ def needed(config: ml_collections.ConfigDict | None, example: str) -> ml_collect
       ValueError: there is none.
     """
     if config is None:
-        raise ValueError(
-            f"the file alone does not say what network it is of; give --config={example}"
-        )
+        raise Refusal(f"the file alone does not say what network it is of; give --config={example}")
     return config
 
 
@@ -159,7 +163,7 @@ def check(native: bool, config: ml_collections.ConfigDict) -> None:
       ValueError: it is not native.
     """
     if not native:
-        raise ValueError(f"that format has no place for {_described(config)}")
+        raise Refusal(f"that format has no place for {_described(config)}")
 
 
 def _described(config: ml_collections.ConfigDict) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups.planar import Group, turn_then_flip
 from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import Network, State, check, needed
@@ -87,9 +88,7 @@ def classifier(
       ValueError: a backbone alone.
     """
     if config.method is None:
-        raise ValueError(
-            "the original's networks end in a classifier, and this is a backbone alone"
-        )
+        raise Refusal("the original's networks end in a classifier, and this is a backbone alone")
     state = mapping.to_torch(variables, table(networks.module(config)))
     return state, len(state["fc.bias"])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxequi.errors import Refusal
 from jaxequi.interop.formats import File, Network, State, _gconv, check
 from jaxequi.interop.mapping import Table
 from jaxequi.models import gresnet
@@ -79,7 +80,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     architecture = config.backbone.architecture
     row, head = gresnet.ARCHITECTURES[architecture], config.backbone.get("head") or "slices"
     if row.group != "c1" and head == "coset_last":
-        raise ValueError(
+        raise Refusal(
             "the original's ResNets take the maximum over the slices before the mean over pixels "
             "(head='coset_first') or not at all ('slices'); the arrays of head='coset_last' would "
             "fit the first, and mean something else there"

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxequi.errors import Refusal
 from jaxequi.interop import networks
 from jaxequi.interop.formats import File, Network, State, _gconv, check
 from jaxequi.interop.mapping import Table
@@ -43,7 +44,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     state, classes = _gconv.classifier(config, variables, table)
     backbone = networks.module(config)
     if backbone.group.name != "c4" or classes != 2:
-        raise ValueError(
+        raise Refusal(
             f"the original's network is over c4 and tells 2 classes, and this run's is over "
             f"{backbone.group.name} and tells {classes}"
         )

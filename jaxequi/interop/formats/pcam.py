@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxequi.errors import Refusal
 from jaxequi.interop.formats import File, Network, State, _gconv, check, gresnet
 from jaxequi.interop.mapping import Table
 from jaxequi.types import PyTree
@@ -55,12 +56,12 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     state, classes = _gconv.classifier(config, variables, table)
     architecture, head = config.backbone.architecture, config.backbone.get("head") or None
     if config.backbone.get("width") is not None:
-        raise ValueError(
+        raise Refusal(
             f"the widths of the original's PCAM networks are fixed, and this run has "
             f"width={config.backbone.width}"
         )
     if architecture == "pcam_p4resnet44" and head not in (None, "coset_last"):
-        raise ValueError(
+        raise Refusal(
             f"the original's PCAM network takes the maximum over the slices last, and this run has "
             f"head={head!r}"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from jaxequi.errors import Refusal
 from jaxequi.interop import networks
 from jaxequi.interop.formats import File, Network, State, _gconv, check
 from jaxequi.interop.mapping import Table
@@ -47,7 +48,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     state, classes = _gconv.classifier(config, variables, table)
     backbone = networks.module(config)
     if backbone.group.name not in _EQUIVARIANCE:
-        raise ValueError(
+        raise Refusal(
             f"the original has networks over {' and '.join(_EQUIVARIANCE)}, and this run's is over "
             f"{backbone.group.name}"
         )

@@ -13,22 +13,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from jaxequi.errors import Refusal
 from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import File, Network, State, _resnet, check, needed
 from jaxequi.models import resnet
 from jaxequi.types import PyTree
 
 HEADS = "online"  # ours, in params: the heads beside the method
-ONLINE = {  # as in each of their models
-    "features": ("representation", "embedding"),
-    "relation": "rotation",
-    "every_part": False,
-}
 CLASSES = 55  # of 3DIEBench; main.py has no argument for it
+_INSTEAD = "--backbone writes what the evaluations load"
 _CLASSIFIER = "evaluator.classifier_repr.weight"  # its rows are the classes; every class has it
 _PARTS = {"projector", "projector_inv", "projector_equi", "predictor", "evaluator"}
 _HEAD_KINDS = {"label": "classifier", "relation": "predictor_angles"}
@@ -105,16 +103,15 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     """Read a state dict; see `formats.Format`. A backbone alone leaves the config no method."""
     config = needed(config, "configs/sie.py:VARIANT,paper")
     check(native(config), config)
-    with config.unlocked():
-        config.online = ONLINE
+    config = _with_their_heads(config)
     left_out = mapping.passed_over(state, mapping.COUNTERS)
     classes = len(state[_CLASSIFIER]) if _CLASSIFIER in state else CLASSES
     template = networks.shapes(config, classes)
     if any(name.startswith("backbone.") for name in state):
         return Network(mapping.from_torch(state, template, TABLE), config, left_out)
-    found = mapping.from_torch(state, networks.backbone(template), BACKBONE)
+    backbone = mapping.from_torch(state, networks.backbone(template), BACKBONE)
     config.method = None
-    return Network(networks.under_backbone(found), config, left_out)
+    return Network(networks.under_backbone(backbone), config, left_out)
 
 
 def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:
@@ -132,14 +129,23 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     variables, left_out = _without_unasked(variables)
     state = mapping.to_torch(variables, TABLE)
     if _CLASSIFIER not in state:
-        raise ValueError(
+        raise Refusal(
             "main.py's models have heads that learn beside the method, and this run trained none; "
-            "--backbone writes what the evaluations load"
+            f"{_INSTEAD}"
+        )
+    template = networks.shapes(_with_their_heads(config), CLASSES)
+    blank = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), template)
+    lacking = sorted(mapping.to_torch(blank, TABLE).keys() - state.keys())
+    if lacking:
+        raise Refusal(
+            f"main.py's models have {', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)}, and "
+            "this run did not train them (config.online: whole_parts=True, features "
+            f"representation and embedding); {_INSTEAD}"
         )
     if len(state[_CLASSIFIER]) != CLASSES:
-        raise ValueError(
+        raise Refusal(
             f"main.py's heads tell {CLASSES} classes, and those of this run "
-            f"{len(state[_CLASSIFIER])}; --backbone writes what the evaluations load"
+            f"{len(state[_CLASSIFIER])}; {_INSTEAD}"
         )
     content = {
         "epoch": epoch,
@@ -147,6 +153,18 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
         "optimizer": {"state": {}, "param_groups": [_adam(config, state)]},
     }
     return File(content, f"main.py {arguments}", left_out)
+
+
+def _with_their_heads(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the heads that each of their models has."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.online = {
+        "features": ("representation", "embedding"),
+        "relation": "rotation",
+        "every_part": False,
+        "whole_parts": True,
+    }
+    return config
 
 
 def original(config: ml_collections.ConfigDict) -> str:
@@ -166,9 +184,8 @@ def original(config: ml_collections.ConfigDict) -> str:
     experience = next((k for k, row in EXPERIENCES.items() if {**_FACTS, **row} == facts), None)
     if experience is None:
         told = ", ".join(f"{name}={value!r}" for name, value in facts.items())
-        raise ValueError(
-            f"the original has no class with {told}, only {', '.join(EXPERIENCES)}; --backbone "
-            "writes what the evaluations load"
+        raise Refusal(
+            f"the original has no class with {told}, only {', '.join(EXPERIENCES)}; {_INSTEAD}"
         )
     arguments = ["--experience", experience, "--arch", _architecture(config)]
     arguments += ["--mlp", method.get("projector", "2048-2048-2048")]
@@ -198,23 +215,24 @@ def _architecture(config: ml_collections.ConfigDict) -> str:
         known = ", ".join(name for name in resnet.NETWORKS if name != "resnet10")
         reasons.append(f"architecture={architecture!r}, and theirs are {known}")
     if reasons:
-        raise ValueError(f"the original has no such backbone: {'; '.join(reasons)}")
+        raise Refusal(f"the original has no such backbone: {'; '.join(reasons)}")
     return architecture
 
 
-def _predictor(given: Mapping[str, Any], experience: str) -> list[str]:
+def _predictor(predictor: Mapping[str, Any], experience: str) -> list[str]:
     """The arguments of a predictor."""
-    if given["name"] == "mlp" and experience != "SIERotColor":  # which takes no notice of the type
-        return ["--predictor-type", "mlp", "--tf-num-layers", str(given.get("layers", 1))]
-    if given["name"] != "hypernetwork":
-        raise ValueError(
-            f"the original's {experience} has no predictor {given['name']!r}; --backbone writes "
-            "what the evaluations load"
+    if (
+        predictor["name"] == "mlp" and experience != "SIERotColor"
+    ):  # which takes no notice of the type
+        return ["--predictor-type", "mlp", "--tf-num-layers", str(predictor.get("layers", 1))]
+    if predictor["name"] != "hypernetwork":
+        raise Refusal(
+            f"the original's {experience} has no predictor {predictor['name']!r}; {_INSTEAD}"
         )
-    arguments = ["--hypernetwork", "deep"] if given.get("deep") else []
-    arguments += ["--predictor", given["hidden"]] if given.get("hidden") else []
+    arguments = ["--hypernetwork", "deep"] if predictor.get("deep") else []
+    arguments += ["--predictor", predictor["hidden"]] if predictor.get("hidden") else []
     switches = {"bias": "bias-hypernet", "predicted_bias": "bias-pred", "relu": "predictor-relu"}
-    return arguments + [f"--{theirs}" for ours, theirs in switches.items() if given.get(ours)]
+    return arguments + [f"--{theirs}" for ours, theirs in switches.items() if predictor.get(ours)]
 
 
 def _without_unasked(variables: PyTree) -> tuple[PyTree, tuple[str, ...]]:

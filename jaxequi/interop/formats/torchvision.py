@@ -10,6 +10,7 @@ from collections import Counter
 
 import ml_collections
 
+from jaxequi.errors import Refusal
 from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import File, Network, State, _resnet, check
 from jaxequi.models import torchvision_resnet
@@ -62,7 +63,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     del epoch  # theirs holds none
     architecture = config.backbone.get("architecture", "resnet50")
     if config.backbone.get("width", 64) != 64:
-        raise ValueError(
+        raise Refusal(
             f"torchvision's {architecture} has width 64, and this run's {config.backbone.width}"
         )
     state = mapping.to_torch(variables, TABLE)
@@ -80,14 +81,17 @@ def described(architecture: str, num_classes: int) -> ml_collections.ConfigDict:
         {
             "backbone": {"name": "torchvision_resnet", "architecture": architecture},
             "method": {"name": "supervised", "num_classes": num_classes},
-            "online": {"features": (), "relation": None, "every_part": False},
-            "norm": {"groups": 1, "momentum": 0.1, "epsilon": 1e-5, "unbiased": True},
+            "online": {"features": ()},
             "dtype": "float32",
             "remat": False,
-            "train": {
-                "views": ("decode",),
+            "norm": {"groups": 1, "momentum": 0.1, "epsilon": 1e-5, "unbiased": True},
+            "train": {"source": None, "views": None, "num_views": 1, "augment": None},
+            "val": {
+                "source": None,
+                "views": ("decode|resize(256)|center_crop(224)",),
                 "num_views": 1,
                 "augment": ("normalise('imagenet')",),
+                "batch_size": 256,
             },
         }
     )
@@ -108,7 +112,7 @@ def _architecture(state: State) -> str:
     for name, network in torchvision_resnet.NETWORKS.items():
         if network == (sizes, kind):
             return name
-    raise ValueError(
+    raise Refusal(
         f"a ResNet of {kind.__name__}s, {sizes} of them, is none that we have: "
         f"{', '.join(torchvision_resnet.NETWORKS)}"
     )
