@@ -22,6 +22,7 @@ def the_set():
         for name, parts in PARTS.items()
     }
     return features, {
+        "views": np.zeros((N, 2, 1), np.float32),
         "label": random.integers(0, CLASSES, N).astype(np.int32),
         "latent": random.uniform(-1, 1, (N, 2, 7)).astype(np.float32),
     }

@@ -113,7 +113,6 @@ def test_loss_features_and_state(name):
     assert set(method.parts) <= set(features)
     for feature, (inv, equi) in method.parts.items():
         assert features[feature][-1] == inv + equi
-        assert equi > 0
     assert all(feature.dtype == jnp.float32 for feature in output.features.values())
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, grads)))
     # Of any dtype, but the same after every step: a queue has a pointer, a table may be of bits.
@@ -233,8 +232,8 @@ def test_online_heads_leave_the_method_as_it_was(name):
     asked = {f"label_{f}" for f in ("representation", "embedding")}
     asked |= {f"relation_{f}" for f in ("representation", "embedding")}
     for feature, (inv, equi) in method.parts.items():
-        asked |= {f"label_{feature}-inv"} if inv else set()
-        asked |= {f"relation_{feature}-equi"} if equi else set()
+        if inv and equi:  # a part that is the whole is asked once
+            asked |= {f"label_{feature}-inv", f"relation_{feature}-equi"}
     assert set(found["online"]) == asked
     for leaf in jax.tree.leaves(found["online"]):
         assert np.abs(leaf).max() > 0

@@ -97,6 +97,22 @@ def test_each_named_feature_is_asked_once(every_part):
         assert params["online"][f"label_{part}"]["kernel"].shape == (width, CLASSES)
 
 
+@pytest.mark.parametrize("whole_parts", [False, True])
+def test_a_part_that_is_the_whole_is_asked_once_unless_both_are_asked_for(whole_parts):
+    method = with_online_heads(
+        a_method({"representation": (5, 0), "embedding": (0, 3)}),
+        num_classes=CLASSES,
+        features=("representation", "embedding"),
+        relation="rotation",
+        whole_parts=whole_parts,
+    )
+    params, _ = method.init(jax.random.key(0), a_batch())
+    expected = {f"{kind}_{f}" for kind in ("label", "relation") for f in PARTS | {"embedding": 0}}
+    if whole_parts:
+        expected |= {"label_representation-inv", "relation_embedding-equi"}
+    assert set(params["online"]) == expected
+
+
 def test_no_gradient_reaches_the_method_and_all_the_heads():
     method = with_online_heads(a_method(), num_classes=CLASSES, relation="rotation")
     batch = a_batch()
