@@ -202,7 +202,7 @@ def nearest(
             best = _closer(asked, pose, *block, number, there, best, normalise)
         best = jax.device_get(jax.device_put(best, _queries.whole(mesh)))
         if not best.ties.all():
-            raise ValueError("a prediction is not finite; nothing is nearest to it")
+            raise Refusal("a prediction is not finite; nothing is nearest to it")
         found.append(best.first.reshape(-1, count))
         errors.append((best.error / best.ties).reshape(-1, count))
     return (

@@ -340,7 +340,7 @@ def rotated_evaluation(case: Case):
         turned.append(logits)
         labels.append(y)
     scores = turned_logits.evaluate(
-        {"turned_logits": np.concatenate(turned), "label": np.concatenate(labels)}
+        {"val": {"turned_logits": np.concatenate(turned), "label": np.concatenate(labels)}}
     )
     close(scores["accuracy/seen"], case["out/acc_seen"], rtol=1e-6, name="seen")
     close(scores["accuracy/unseen"], case["out/acc_unseen"], rtol=1e-6, name="unseen")

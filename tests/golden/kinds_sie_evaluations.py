@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from case import Case, close
 from flax import traverse_util
-from jaxequi.interop.tables import sie as sie_table
 
 from configs import sie as sie_config
 from jaxequi.evals import heads, prediction, retrieval
 from jaxequi.groups import quaternions
-from jaxequi.interop import import_torch, mapping
-from jaxequi.methods import _frozen
+from jaxequi.interop import mapping, networks
+from jaxequi.interop.formats import sie as sie_table
+from jaxequi.methods import linear
 from jaxequi.nn.heads import Hypernetwork
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.train import optim
 from jaxequi.train.state import initialise
 from jaxequi.train.step import make_train_step
+from jaxequi.types import OWN
 
 
 def retrieval_metrics(case: Case):
@@ -41,12 +42,14 @@ def retrieval_metrics(case: Case):
         found = retrieval.ranks(predict, sets["val"], normalise=normalise)
         expected = case[f"out/{folder}/MRR/val-val/ranks"]
         np.testing.assert_array_equal(found.reshape(-1), expected)
-        metrics = retrieval.evaluate(sets, predict, normalise=normalise)
-        metrics |= prediction.evaluate(sets, predict, normalise=normalise)
+        errors = prediction.errors(sets, predict, normalise=normalise)
         for mode in prediction.MODES:
+            asked = sets[mode.partition("-")[0]]
+            scores = retrieval.scores(retrieval.ranks(predict, asked, normalise=normalise))
+            scores["pre"] = errors[mode]
             for theirs, value in case.under(f"out/{folder}/{mode}").items():
                 ours = {"MRR": "mrr", "PRE": "pre"}.get(theirs, theirs.replace("H@", "hit@"))
-                close(metrics[f"{mode}/{ours}"], value, rtol=0, atol=1e-5, name=theirs)
+                close(scores[ours], value, rtol=0, atol=1e-5, name=f"{mode} {theirs}")
         both = [sets[name] for name in ("train", "val")]
         at, _ = prediction.nearest(predict, sets["val"], both, normalise=normalise)
         train, val = (quaternions.from_euler_xyz(s["latent"][..., :3]).reshape(-1, 4) for s in both)
@@ -74,13 +77,13 @@ def evaluation(case: Case):
     name = name or {"quat": "rotation", "euler": "euler"}[meta["target"]]
     part = "all" if meta["equi_dims"] == width else "equivariant"
     part = "invariant" if meta["inv_part"] else part
-    known = _frozen.task(name, len(param[f"{layers[-1]}.bias"]))
+    known = linear.task(name, len(param[f"{layers[-1]}.bias"]))
     target = jnp.asarray(case["in/target"])
     kind = "linear" if len(layers) == 1 else "deep"
     # the case has the targets themselves: one batch a step, by its number
     stored = known._replace(target=lambda batch: target[batch["index"][0]])
-    head = _frozen.head(name, part, kind, width, meta["equi_dims"])
-    method = _frozen.make([head], {name: stored}, StandIn(width))
+    head = linear.head(name, part, kind, width, meta["equi_dims"])
+    method = linear.of_heads([head], {name: stored}, StandIn(width), drift=True)
     optimizer = optim.make(
         "adam",
         learning_rate=meta["lr"],
@@ -96,7 +99,7 @@ def evaluation(case: Case):
     table = mapping.by_module(lambda path: {"linear": "0", "norm": "1"}[path])
     drawn = initialise(method, optimizer, jax.random.key(0), batches[0])
     backbone = {k.removeprefix("backbone."): v for k, v in param.items() if "backbone" in k}
-    backbone = mapping.from_torch(backbone, drawn.extra["backbone"], table)
+    backbone = mapping.from_torch(backbone, drawn.extra[OWN]["backbone"], table)
     params = {
         head.name: {
             f"linear_{i}": {"kernel": param[f"{k}.weight"].T, "bias": param[f"{k}.bias"]}
@@ -104,7 +107,7 @@ def evaluation(case: Case):
         }
     }
     state = drawn.replace(
-        params=params, extra={"backbone": backbone}, opt_state=optimizer.init(params)
+        params=params, extra={OWN: {"backbone": backbone}}, opt_state=optimizer.init(params)
     )
 
     def gradient(params, extra, batch):
@@ -129,7 +132,7 @@ def evaluation(case: Case):
     close(losses, case["out/train_loss"], **tolerance, name="loss")
     expected = case["out/train_metric"].reshape(steps, -1)
     close(measured, expected, rtol=1e-4, atol=1e-4, name="metric")
-    after = mapping.to_torch(state.extra["backbone"], table)
+    after = mapping.to_torch(state.extra[OWN]["backbone"], table)
     for key, value in case.under("out/param_after").items():
         if key.startswith("backbone") and not key.endswith("num_batches_tracked"):
             close(after[key.removeprefix("backbone.")], value, **tolerance, name=key)
@@ -139,7 +142,7 @@ def evaluation(case: Case):
     output = np.asarray(outputs[head.name])
     close(output.reshape(size, -1), case["out/val_output"], **tolerance, name="validation")
     scored = known._replace(target=lambda features: np.asarray(target[-1]))
-    scores = heads.evaluate({"heads": {head.name: output}}, {name: scored})
+    scores = heads.evaluate({"val": {"heads": {head.name: output}}}, {name: scored})
     for ours in ("r2", "mse", "top1", "top5"):
         if f"out/val_{ours}" in case:
             theirs = np.ravel(case[f"out/val_{ours}"])[0]
@@ -189,7 +192,8 @@ def checkpoint_manifest(case: Case):
         sie_config._sizes(config, args["equi"], args["mlp"])
         if "predictor" in config.method:
             config.method.predictor = predictor_of(args)
-        shapes = import_torch.shapes(config, case.meta["num_classes"])
+        config.online.whole_parts = True
+        shapes = networks.shapes(config, case.meta["num_classes"])
         found = {}
         for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
             key, layout = sie_table.TABLE(path)
