@@ -92,8 +92,9 @@ def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
         rest = own(argv)[1:]
         if "config" in own and own["config"].present:
             file = config_flags.get_config_filename(own["config"]).partition(":")[0]
-            if not os.path.exists(file):
-                raise Refusal(f"there is no config file {file!r}")
+            if not os.path.isfile(file):
+                what = "is a folder" if os.path.isdir(file) else "does not exist"
+                raise Refusal(f"there is no config file {file!r}: it {what}")
         return rest
     except flags.Error as error:
         text = str(error)
@@ -103,6 +104,10 @@ def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
             raise Refusal(_said(text)) from error
         raise Refusal(f"{text}; --help says which there are") from error
     except (AttributeError, KeyError) as error:  # ml_collections: no such field
+        if "get_config" in str(error):
+            raise Refusal(
+                "the config file has no function get_config(arg), which makes the config"
+            ) from error
         inner: BaseException = error
         while inner.args and isinstance(inner.args[0], BaseException):
             inner = inner.args[0]

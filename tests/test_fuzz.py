@@ -19,8 +19,10 @@ from PIL import Image
 
 from jaxequi import pipes
 from jaxequi.data import decoding, example, recipes, tfrecord_file, transforms
-from jaxequi.data.sources import _files, _open, arrays, packed, tfrecord
+from jaxequi.data.sources import _files, _open, arrays, features, packed, tfrecord
 from jaxequi.prepare import archives, models, pack
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and numpy say what is odd, too
 
 EXAMPLES = 60  # of each format
 SECONDS = 5.0  # for any one of them; milliseconds are usual
@@ -244,6 +246,34 @@ def test_a_spoilt_pack_gives_the_same_examples_or_none(suffix, edits, packed_set
         for record, right, label in zip(found, PICTURES, LABELS):
             np.testing.assert_array_equal(decoding.decode(record["image"][0]), right)
             assert record["label"] == label
+
+
+@pytest.fixture(scope="module")
+def feature_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features") / "whole"
+    values = {"representation": np.ones((6, 2, 3), np.float32), "label": LABELS.astype(np.int32)}
+    writer = features.Writer(folder, {"of": "nothing"})
+    for start in (0, 3):
+        part = {name: array[start : start + 3] for name, array in values.items()}
+        writer.add(part, 6, ["a", "b", "c"])
+    return folder, {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["features.json", "label.npy", "representation.npy"])
+@fuzz
+@hypothesis.given(edits=EDITS)
+def test_spoilt_features_are_the_same_or_refused(name, edits, feature_set):
+    folder, content = feature_set
+    spoilt = folder.parent / "spoilt"
+    shutil.rmtree(spoilt, ignore_errors=True)  # others may have it mapped
+    shutil.copytree(folder, spoilt)
+    (spoilt / name).write_bytes(spoil(content[name], edits))
+    with soon(), contextlib.suppress(ValueError):
+        source = features.make(str(spoilt))
+        found = source.read(range(6), np.ones((6, 1), int))
+        assert [record["label"] for record in found] == LABELS.tolist()
+        assert all((record["image"][0] == 1).all() for record in found)
+        assert len(source.class_names) == 3 or name == "features.json"
 
 
 PIPES = [

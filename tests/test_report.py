@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 
-from jaxequi import report
 from jaxequi.data.errors import shown
+from jaxequi.runs import report
 
 
 def test_class_names_are_no_formulas():

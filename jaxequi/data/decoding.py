@@ -38,6 +38,19 @@ def check_size(width: int, height: int, what: str = "the header") -> None:
         raise DataError(f"{what} claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
+def _has_endless_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG that is progressive has over `MAX_SCANS`; others have one for each colour."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and at + 4 <= len(jpeg):
+        kind = jpeg[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame, not its tables
+            if kind not in (0xC2, 0xC6, 0xCA, 0xCE):
+                return False
+            break
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg.count(b"\xff\xda") > MAX_SCANS
+
+
 def open_picture(data: bytes) -> Image.Image:
     """Open an encoded file in one of `FORMATS` with Pillow; its pixels are still to be loaded.
 
@@ -46,7 +59,7 @@ def open_picture(data: bytes) -> Image.Image:
         wrong or missing.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages switch it on, for the whole process
-    if data.count(b"\xff\xda") > MAX_SCANS and data[:2] == b"\xff\xd8":
+    if data[:2] == b"\xff\xd8" and _has_endless_scans(data):
         raise DataError(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -92,7 +105,7 @@ def _simplejpeg(data: bytes) -> Image.Image | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
             return None
-        if data.count(b"\xff\xda") > MAX_SCANS:
+        if _has_endless_scans(data):
             return None
         # with the fourth byte that Pillow keeps for itself, its copy is half as dear
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGBX")

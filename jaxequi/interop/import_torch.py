@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     network = formats.find(name).read(state, config)
     networks.save(workdir, network.config, network.variables, epoch)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
-    print(f"{workdir}: {count:,} parameters, all of {file} ({len(state)} arrays, format {name})")
+    print(f"{workdir}: {count:,} parameters from {file} ({len(state)} arrays, format {name})")
     for line in network.left_out:
         print(f"left out: {line}")
     return 0

@@ -312,6 +312,8 @@ def make(
       ValueError: an unknown name or stem, a dtype other than float32 and bfloat16, or a width that
         leaves a grouped convolution without channels.
     """
+    if width < 1:
+        raise Refusal(f"width={width}: channels of the first stage, at least 1")
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
     if stem not in _STEMS:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn.conv import Conv
 from jaxequi.nn.norm import BatchNorm
@@ -147,6 +148,8 @@ def make(
     Raises:
       ValueError: unknown architecture.
     """
+    if width < 1:
+        raise Refusal(f"width={width}: channels of the first stage, at least 1")
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
     sizes, block = NETWORKS[architecture]

@@ -13,6 +13,7 @@ shard, comes last.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
@@ -66,22 +67,25 @@ def _records(record: Record) -> Iterator[bytes]:
 def _write_shard(source: Source, rows: range, path: epath.Path) -> dict[str, Any]:
     """Write examples to a new file, renamed when whole; return its entry in the manifest."""
     partial = path.with_name(path.name + ".partial")
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
     count = 0
     step = max(1, READ_AT_ONCE // source.num_views)
     try:
-        for start in range(rows.start, rows.stop, step):
-            some = list(range(start, min(start + step, rows.stop)))
-            views = np.tile(np.arange(source.num_views), (len(some), 1))
-            for record in source.read(some, views):
-                for data in _records(record):
-                    writer.write(data)
-                    count += 1
-    except BaseException:
-        writer.close()
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            for start in range(rows.start, rows.stop, step):
+                some = list(range(start, min(start + step, rows.stop)))
+                views = np.tile(np.arange(source.num_views), (len(some), 1))
+                for record in source.read(some, views):
+                    for data in _records(record):
+                        writer.write(data)
+                        count += 1
+        finally:
+            writer.close()
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # of array_record: a full disk, a folder that is gone
+            raise DataError(f"{partial} cannot be written: {shown(error)}") from error
         raise
-    writer.close()
     entry = {"file": path.name, "records": count, **_check_sum(partial)}
     note = path.with_name(path.name + ".json")
     note.write_text(json.dumps(entry))
@@ -119,11 +123,13 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
     """Write a source into a folder of shards; go on where an earlier run stopped.
 
     Raises:
-      ValueError: a picture that cannot be read, or a folder that holds another packed source.
+      ValueError: a picture that cannot be read, or a folder that cannot be written or holds
+        another packed source. Shards that are whole stay; there is no other trace.
     """
     if shard_examples < 1:
         raise Refusal(f"shard_examples is {shard_examples}; it must be at least 1.")
     folder = epath.Path(out).expanduser()
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "source": str(source),
@@ -161,6 +167,10 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
                 bar.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            if made and not any(path.exists() for path in paths):
+                with contextlib.suppress(OSError):  # there is nothing to go on with
+                    plan.unlink()
+                    folder.rmdir()
             raise
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps({**about, "shards": entries}, indent=1))

@@ -53,9 +53,7 @@ class _Line:
         if self == _Line() or other == _Line():
             return other if self == _Line() else self
         ends = (self.before, self.after, other.before, other.after)
-        if {self.stride, self.spread, other.stride, other.spread} == {1} and (
-            max(ends) <= 0 or min(ends) >= 0
-        ):
+        if max(ends) <= 0 and {self.stride, self.spread, other.stride, other.spread} == {1}:
             return _Line(self.before + other.before, self.after + other.after)
         return None
 
@@ -257,6 +255,9 @@ class _Reader:
         jaxpr, consts = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
         rows = consts + eqn.params["num_carry"]
         start = [self._settled(g) if isinstance(g, _Pixels) else g for g in given[:rows]]
+        for i, v in enumerate(jaxpr.invars[consts:rows], consts):
+            if isinstance(start[i], _Plain):  # it may not stay uniform
+                start[i] = _plain(v.aval.shape)
         results = self.read(
             jaxpr, [*start, *(_plain(v.aval.shape) for v in jaxpr.invars[rows:])], scope
         )
@@ -284,10 +285,11 @@ class _Reader:
         elif name == "concatenate":
             result = self._concatenated(eqn, given, layer)
         elif name == "dot_general":
+            given = [self._changed(g) if isinstance(g, _Pixels) else g for g in given]
             result = _contracted(eqn, given)
         elif name in _ALONG:
             along = np.atleast_1d(p[_ALONG[name]]).tolist()
-            joined = self._join(given)
+            joined = self._join([self._changed(g) for g in given if isinstance(g, _Pixels)])
             if joined is not None and not set(along) & set(joined.axes):
                 gone = set(along) if name.startswith("arg") else set()
                 return [_without(joined, gone) for _ in eqn.outvars]
@@ -302,12 +304,12 @@ class _Reader:
             if gone >= set(first.axes):
                 self.end(first, pooled=True)
                 return [_plain(eqn.outvars[0].aval.shape)]
-            result = None if gone & set(first.axes) else _without(first, gone)
+            result = None if gone & set(first.axes) else _without(self._changed(first), gone)
         elif name == "transpose":
             result = _on_axes(first, *(p["permutation"].index(a) for a in first.axes))
         elif name == "broadcast_in_dim":
             result = self._broadcast(eqn, first)
-        elif name == "reshape":
+        elif name == "reshape" and p["dimensions"] is None:
             result = self._reshaped(first, shape, eqn.outvars[0].aval.shape, layer)
         elif name == "dynamic_slice" and all(p["slice_sizes"][a] == shape[a] for a in first.axes):
             result = _on_axes(first, *first.axes)
@@ -330,6 +332,11 @@ class _Reader:
             self._made[id(view)] = view, self._add(view.windows(value.source))
         return _Pixels(self._made[id(view)][1], value.axes)
 
+    def _changed(self, value: _Pixels) -> _Pixels:
+        """Pixels whose values change: constants among them are no longer what they were."""
+        constants = value.view is not None and any((p < 0).any() for p in value.view.places)
+        return self._settled(value) if constants else value
+
     def _join(self, values: Sequence[_Value]) -> _Pixels | None:
         """Values with pixels, combined pixel by pixel; None if their axes differ."""
         pixels = [v for v in values if isinstance(v, _Pixels)]
@@ -351,7 +358,7 @@ class _Reader:
             elif all(v.aval.shape[a] == 1 < shape[a] for a in value.axes):
                 self.end(value, pooled=False)  # one number for all pixels
             else:
-                kept.append(value)
+                kept.append(self._changed(value))
         return self._join(kept) if kept else _Plain(frozenset(axes))
 
     def _concatenated(self, eqn: Any, given: list[_Value], layer: str) -> _Pixels | None:
@@ -382,6 +389,8 @@ class _Reader:
         name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
         index = list(_index(value, shape))
         lines = list(value.view.lines if value.view else (_Line(), _Line()))
+        if name == "pad" and value.view is not None:
+            lines = [None, None]  # a second constant may be another one
         changed = False
         for i, axis in enumerate(value.axes):
             n = shape[axis]

@@ -132,8 +132,8 @@ class Geometry:
 
         It is if a result sees other pixels of the image than its mirror image does, or lies on a
         grid that is off the centre. The latter proves nothing on maps of few pixels, where all
-        windows may see everything, after a rearrangement, which may have copied pixels, nor of a
-        sum over pixels that each stayed by themselves.
+        windows may see everything, where pixels were copied or holes are left between them, nor of
+        a sum over pixels that each stayed by themselves.
 
         Args:
           size: rows and columns of the image.
@@ -143,7 +143,7 @@ class Geometry:
         """
         grids = [self.grids(size, axis) for axis in (0, 1)]
         small = min(g.n for line in grids for g in line) < FEW
-        copied = any(w.index is not None for w in self.windows)
+        copied = any(w.index is not None or w.kernel < w.spread for w in self.windows)
         for end, pooled in self.ends:
             both = rows, columns = [line[end + 1] for line in grids]
             if not (rows.seen.any() and columns.seen.any()):

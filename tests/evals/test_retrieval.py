@@ -195,7 +195,7 @@ def test_scores():
 
 
 def test_chance():
-    views = noisy(400, 50, 8)
+    views = noisy(100, 50, 8)
     scores = retrieval.scores(retrieval.ranks(mixing(8), views))
     assert scores["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 51)), abs=0.005)
     errors = prediction.errors({"val": views}, mixing(8), modes=["val-val"])
@@ -217,6 +217,11 @@ def test_what_does_not_fit_is_told():
     bad = views | {"embedding": np.where(views["embedding"] > 1, np.nan, views["embedding"])}
     with pytest.raises(ValueError, match="not finite"):
         prediction.nearest(mixing(4), views, [bad])
+    lost = jax.tree_util.Partial(lambda h, z: h * np.float32(np.inf))
+    with jax.debug_nans(False):
+        with pytest.raises(ValueError, match="a prediction is not finite"):
+            prediction.nearest(lost, views, [views])
+        assert (retrieval.ranks(lost, views) == 5).all()  # the last of five
 
 
 def rendered(objects, views, seed=0):

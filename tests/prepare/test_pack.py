@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxequi.data import decoding, example
+from jaxequi.data.errors import DataError
 from jaxequi.data.sources import packed
 from jaxequi.prepare import pack
 
@@ -166,6 +167,27 @@ def test_a_flipped_bit_is_found_by_reading(tmp_path):
         except ValueError as error:
             found += "array_record, record " in str(error)
     assert found > 50
+
+
+def test_a_source_that_is_refused_at_once_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="row 0 is broken"):
+        pack.pack(Toy(broken=0), tmp_path / "out", shard_examples=7)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="row 0 is broken"):
+        pack.pack(Toy(broken=0), tmp_path / "mine", shard_examples=7)
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *unused):
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(pack.array_record_module, "ArrayRecordWriter", Full)
+    with pytest.raises(DataError, match=r"partial cannot be written: .*No space left"):
+        pack.pack(Toy(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_notes_are_refused_or_made_again(tmp_path):

@@ -196,6 +196,17 @@ def test_owns_up_to_what_it_cannot_judge(name):
     assert "not certain, part of it is not judged" in str(verdict)
 
 
+def test_a_loop_is_judged_by_all_its_rounds():
+    def later(carry, _):  # what is added is 0 in the first round alone
+        x, places = carry
+        return (x + places, jnp.broadcast_to(jnp.arange(8.0)[:, None], x.shape)), None
+
+    def fn(x):
+        return jax.lax.scan(later, (x, jnp.zeros_like(x)), None, length=2)[0][0]
+
+    assert not judge(fn, (1, 8, 8, 1), cyclic(4)).exact
+
+
 def test_a_run_that_asks_for_exactness_is_refused_what_is_not_judged(monkeypatch):
     class Net(nn.Module):
         group: Group = cyclic(4)
@@ -252,7 +263,20 @@ def local_mean(x):
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=True)
 
 
+def constants(*pads):
+    """Paddings, one after the other: (before, after, on rows, on columns, value)."""
+
+    def fn(x):
+        for before, after, rows, columns, value in pads:
+            ends = [(before * on, after * on) for on in (0, rows, columns, 0)]
+            x = jnp.pad(x, ends, constant_values=value)
+        return x
+
+    return fn
+
+
 EXACT = {
+    "constants at both ends": constants((1, 1, 1, 1, 5.0), (1, 1, 1, 1, 0.0)),
     **{f"{m} padding": padded(m, 1, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
     "wider reflections": padded("reflect", 2, 2),
     "wider edges": padded("edge", 2, 2),
@@ -274,6 +298,11 @@ EXACT = {
     ),
 }
 BROKEN = {
+    "constants that differ at the ends": constants((1, 0, 1, 1, 0.0), (0, 1, 1, 1, 5.0)),
+    "constants that differ by axis": constants((1, 1, 1, 0, 0.0), (1, 1, 0, 1, 5.0)),
+    "constants that changed": lambda x: constants((0, 1, 1, 1, 0.5))(
+        jnp.tanh(constants((1, 0, 1, 1, 0.5))(x))
+    ),
     **{f"uneven {m} padding": padded(m, 0, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
     "roll": lambda x: jnp.roll(x, 1, 1),
     "mirrored": lambda x: x[:, ::-1],

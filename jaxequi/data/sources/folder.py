@@ -29,10 +29,14 @@ class Folder:
     def __init__(self, root: epath.PathLike, fraction: float = 1.0):
         self.root = epath.Path(root).expanduser()
         try:
-            folders = sorted(d.name for d in self.root.iterdir() if d.is_dir())
+            entries = sorted(self.root.iterdir(), key=lambda entry: entry.name)
+            folders = [entry.name for entry in entries if entry.is_dir()]
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             why = getattr(error, "strerror", None) or error
             raise DataError(f"cannot list {shown(self.root)}: {why}") from error
+        lost = [entry for entry in entries if not entry.exists()]
+        if lost:  # a class less would number all that follow anew
+            raise DataError(f"{shown(lost[0])} is a link to nowhere; mend or remove it.")
         if not folders:
             raise DataError(
                 f"{shown(self.root)} has no folder in it; it must hold one for each class."

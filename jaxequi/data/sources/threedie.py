@@ -80,8 +80,6 @@ class ThreeDIE:
             )
         if len(self.objects) != len(self.labels):
             raise DataError(f"{len(self.objects)} objects, but {len(self.labels)} labels.")
-        if not self.objects:
-            raise DataError(f"the list of objects of {self.root} is empty.")
         outside = [n for n in self.objects if ".." in n.split("/") or "\0" in n]
         if outside:
             raise DataError(f"the object {outside[0]!r} points out of {self.root}.")
@@ -163,8 +161,10 @@ def make(
             "or allow another split, a fifth of all objects for validation, by published=False."
         )
     if images_file:
-        objects = texts(load_array(images_file), images_file)
-        labels = load_array(labels_file)
+        listed, labels = load_array(images_file), load_array(labels_file)
+        if not listed.size:
+            raise DataError(f"{shown(images_file)} names no object.")
+        objects = texts(listed, shown(images_file))
         if labels.dtype.kind not in "iu":
             raise DataError(f"{labels_file} holds {labels.dtype}, not whole numbers.")
         synsets = sorted({name.strip("/").split("/")[0] for name in objects})
@@ -179,6 +179,6 @@ def make(
         raise DataError(f"{images_file or f'the {split} split of {base}'} names no object.")
     for name in (source.objects[0], source.objects[-1]):
         if not (base / name).is_dir():
-            listed = shown(images_file or base)
-            raise DataError(f"the list {listed} names {name!r}, which is not in {base}.")
+            where = shown(images_file or base)
+            raise DataError(f"the list {where} names {name!r}, which is not in {base}.")
     return source

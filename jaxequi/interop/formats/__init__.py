@@ -119,7 +119,7 @@ def of_file(state: State, config: ml_collections.ConfigDict | None = None) -> st
     if len(matching) > 1:
         raise Refusal(
             f"{' and '.join(matching)} have the names of this file; say which it is, by "
-            f"--format={matching[0]} or by the --config of its network"
+            "--format=NAME or by the --config of its network"
         )
     return matching[0]
 

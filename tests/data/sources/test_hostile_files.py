@@ -236,6 +236,13 @@ def test_what_is_no_picture_file_is_refused_by_name(classes, monkeypatch, name, 
         folder.make(str(classes))
 
 
+@pytest.mark.parametrize("target", ["gone", "bat"])
+def test_a_class_that_is_a_link_to_nowhere_is_not_left_out(classes, target):
+    (classes / "bat").symlink_to(target)
+    with pytest.raises(DataError, match="bat is a link to nowhere; mend or remove it"):
+        folder.make(str(classes))
+
+
 def test_what_no_picture_is_called_is_passed_over(classes):
     os.mkfifo(classes / "cat" / "control")
     (classes / "cat" / "lost.txt").symlink_to("gone")
@@ -297,8 +304,8 @@ def test_long_names_are_cut():
         (["a/\udcff"], [0], "no Unicode text"),
         (["a/b\0c"], [0], "points out of"),
         (["a/\nb"], [0], r"names 'a/.nb'"),
-        ([], np.zeros(0, int), "not a list of strings"),
-        (np.zeros(0, "U3"), np.zeros(0, int), "is empty"),
+        ([], [], "names no object"),
+        (np.zeros(0, "U3"), np.zeros(0, int), "names no object"),
     ],
 )
 def test_lists_of_something_else_are_refused(tmp_path, objects, labels, words):
