@@ -15,6 +15,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic
 from jaxequi.groups.rotation import rotate
 from jaxequi.nn.heads import Linear
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.objectives import classification
 from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
 
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         """Compute representation and logits."""
         representation = self.backbone(images, train)
         logits = Linear(self.num_classes, dtype=self.dtype, name="classifier")(representation)
-        return representation, logits.astype(jnp.float32)
+        return representation, at_least_f32(logits)
 
 
 def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp.float32) -> Method:

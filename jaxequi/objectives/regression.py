@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxequi.objectives.contrastive import l2_normalize
 from jaxequi.types import Array
 
 # The `r2` of a constant guess of 3DIEBench's relative quaternions, whose w has a large mean.
@@ -13,6 +14,11 @@ POOLED_R2_FLOOR = 0.229
 def mean_squared_error(prediction: Array, target: Array) -> Array:
     """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
     return jnp.mean(jnp.square(prediction - target))
+
+
+def cosine_similarity(a: Array, b: Array, epsilon: float = 1e-12) -> Array:
+    """Mean cosine of f32[N, D] and f32[N, D], row by row; lengths below `epsilon` count as that."""
+    return jnp.mean(jnp.sum(l2_normalize(a, epsilon) * l2_normalize(b, epsilon), axis=-1))
 
 
 def _explained(residual: Array, total: Array) -> Array:
