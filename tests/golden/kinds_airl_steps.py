@@ -18,7 +18,9 @@ from kinds_airl_networks import (
     backbone,
     close_gradients,
     close_state,
+    f64,
     images,
+    in_f64,
 )
 from kinds_airl_optimizers import rate
 
@@ -37,28 +39,10 @@ from jaxequi.types import Progress
 STEP = EXACT  # the steps are run in f64, as the reference's were: in f32 three of them diverge
 
 
-def in_f64(reproduction):
-    """Run a reproduction with f64 arithmetic."""
-
-    @functools.wraps(reproduction)
-    def run(case):
-        with jax.enable_x64(True):
-            reproduction(case)
-
-    return run
-
-
-def f64(tree):
-    """Arrays of a tree, those of f32 as f64."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, jnp.float64 if a.dtype == np.float32 else a.dtype), tree
-    )
-
-
 def pair(case: Case, i: int, first: str = "view1", second: str = "view2"):
     """The views of step i."""
     both = [images(case[f"in/{name}_{i}"]) for name in (first, second)]
-    return f64(jnp.stack(both, axis=1))
+    return f64(np.stack(both, axis=1))
 
 
 def progress_after(count: int, total: int) -> Progress:
@@ -227,7 +211,7 @@ class Run:
 
     def __init__(self, meta, method, optimizer, params, extra, start: int, total: int):
         self.params, self.extra, self.start, self.total = params, extra, start, total
-        self.opt_state = at_count(optimizer.init(params), start)
+        self.opt_state = at_count(jax.jit(optimizer.init)(params), start)
 
         @jax.jit
         def step(params, extra, opt_state, batch, key, before, after):
@@ -236,17 +220,18 @@ class Run:
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             extra = method.update(params, output.extra, after)
-            return value, output, grads, params, extra, opt_state
+            keys = {k: v for k, v in output.metrics.items() if k.startswith("keys/")}
+            return value, keys, output.features, grads, params, extra, opt_state
 
         self.compiled = step
 
     def step(self, i: int, batch, key):
-        """Take step i; returns loss, output and gradient."""
+        """Take step i; returns loss, how often keys were found, features and gradient."""
         now, then = (progress_after(self.start + i + n, self.total) for n in (0, 1))
-        loss, output, grads, self.params, self.extra, self.opt_state = self.compiled(
+        *seen, self.params, self.extra, self.opt_state = self.compiled(
             self.params, self.extra, self.opt_state, batch, key, now, then
         )
-        return loss, output, grads
+        return seen
 
 
 def optimizer_of(meta, total: int, steps_per_epoch: int):
@@ -331,17 +316,17 @@ def step(case: Case) -> None:
         key = jax.random.key(i) if draws is None else key_that_draws(draws[i])
         close(schedule(start + i), case["out/lr_used"][i], rtol=1e-5, name="lr")
         close(classifier.rate(start + i), case["out/lr_cls_used"][i], rtol=1e-5, name="lr cls")
-        loss, output, grads = run.step(i, {"views": pair(case, i)}, key)
+        loss, keys, features, grads = run.step(i, {"views": pair(case, i)}, key)
         close(loss, case["out/loss"][i], **STEP, name=f"loss {i}")
-        last = output.features["representation"][:, -1]
+        last = features["representation"][:, -1]
         cls_loss, top = classifier.step(last, case[f"in/label_{i}"].astype(np.int32))
         close(cls_loss, case["out/cls_loss"][i], **STEP, name=f"classifier's loss {i}")
         for k, found in zip((1, 5), top):
             close(found, case[f"out/cls_top{k}"][i], rtol=1e-5, name=f"classifier's top {k}")
             if f"out/inst_top{k}" in case:
-                share = 100 * output.metrics[f"keys/top{k}"]
+                share = 100 * keys[f"keys/top{k}"]
                 close(share, case[f"out/inst_top{k}"][i], rtol=1e-5, name=f"keys' top {k}")
-        m = method_momentum(method, run, start + i + 1, total)
+        m = momentum_of(method, start + i + 1, total)
         close(m, case["out/ema_momentum"][i], rtol=1e-5, name="EMA")
         if i == 0:
             close_gradients(grads, case.under("grad/step0"), tables, STEP)
@@ -356,12 +341,11 @@ def step(case: Case) -> None:
     return None
 
 
-def method_momentum(method, run, count: int, total: int) -> float:
-    """The share of the target network that an update leaves, measured on the method."""
-    one = jax.tree.map(jnp.ones_like, run.params)
-    zero = jax.tree.map(jnp.zeros_like, run.extra)
-    moved = method.update(one, zero, progress_after(count, total))
-    return 1 - np.asarray(jax.tree.leaves(moved["own"]["target"]["params"])[0]).ravel()[0]
+def momentum_of(method, count: int, total: int) -> float:
+    """The share of a target network that an update leaves after `count` of `total` steps."""
+    own = {"target": {"params": {"backbone": jnp.zeros(())}}}
+    moved = method.update({"backbone": jnp.ones(())}, {"own": own}, progress_after(count, total))
+    return 1 - moved["own"]["target"]["params"]["backbone"]
 
 
 def _close_both(run, stored, tables, prefix="", online="online_encoder", target=None):
@@ -398,10 +382,10 @@ def supervised(case: Case, optimizer, schedule, start: int) -> None:
     run = Run(meta, method, optimizer, params, extra, start, meta["total_iters"])
     for i in range(len(case["out/loss"])):
         close(schedule(start + i), case["out/lr_used"][i], rtol=1e-5, name="lr")
-        loss, output, grads = run.step(i, batch(i), jax.random.key(0))
+        loss, _, features, grads = run.step(i, batch(i), jax.random.key(0))
         close(loss, case["out/loss"][i], **STEP, name=f"loss {i}")
         for k in (1, 5):
-            labels, logits = batch(i)["label"], output.features["logits"][:, 0]
+            labels, logits = batch(i)["label"], features["logits"][:, 0]
             top = 100 * classification.top_k(logits, labels, k)
             close(top, case[f"out/top{k}"][i], rtol=1e-5, name=f"top {k}")
         if i == 0:
@@ -443,7 +427,7 @@ def moco_step(case: Case) -> None:
         run.extra = update(run.params, run.extra, progress_after(i, 10))
         before = run.extra["own"]["queue"]
         batch = {"views": pair(case, i, "im_q", "im_k")}
-        loss, output, grads = run.step(i, batch, jax.random.key(i))
+        loss, _, features, grads = run.step(i, batch, jax.random.key(i))
         close(loss, case[f"out/loss_{i}"], **STEP, name=f"loss {i}")
         own = run.extra["own"]
         close(own["queue"].T, case[f"out/queue_{i}"], **STEP, name=f"queue {i}")
@@ -451,7 +435,7 @@ def moco_step(case: Case) -> None:
         if i == 0:
             at = int(case["param/queue_ptr"][0]) + np.arange(meta["B"])
             keys = own["queue"][at % meta["K"]]
-            q = l2_normalize(output.features["prediction"][:, 0])
+            q = l2_normalize(features["prediction"][:, 0])
             logits = infonce_logits(q, keys, before, meta["T"])
             close(logits, case["out/logits_0"], **STEP, name="logits")
             expected = encoders(case.under("grad/step0"), "encoder_q", "encoder_k")[0]
@@ -471,9 +455,9 @@ def shuffle_bn(case: Case) -> None:
         backbone=net, projector=projector, queue=meta["K"], temperature=meta["T"]
     )
     tables = table.moco(2 if meta["MLP"] == "moco" else 1, batch_norm=False)
-    views = jnp.concatenate(
+    views = np.concatenate(
         [
-            jnp.stack([images(case[f"in/view{v}_rank{r}"]) for v in (1, 2)], axis=1)
+            np.stack([images(case[f"in/view{v}_rank{r}"]) for v in (1, 2)], axis=1)
             for r in range(workers)
         ]
     )
@@ -548,13 +532,13 @@ def simsiam_step(case: Case) -> None:
     steps = sum(key.startswith("loss_") for key in case.under("out"))
     for i in range(steps):
         close(schedule(begin + i), case[f"out/lr_{i}"][0], rtol=1e-5, name="lr")
-        loss, output, grads = run.step(i, {"views": pair(case, i)}, jax.random.key(0))
+        loss, _, features, grads = run.step(i, {"views": pair(case, i)}, jax.random.key(0))
         close(loss, case[f"out/loss_{i}"], **STEP, name=f"loss {i}")
         if i == 0:
             for view in (0, 1):
                 for name, feature in (("z", "embedding"), ("p", "prediction")):
                     expected = case[f"out/{name}{view + 1}"]
-                    found = output.features[feature][:, view]
+                    found = features[feature][:, view]
                     close(found, expected, **STEP, name=f"{name}{view + 1}")
             close_gradients(grads, case.under("grad/step0"), table.SIMSIAM, STEP)
         stored = case.under(f"out/state_{i + 1}")
