@@ -1,7 +1,7 @@
 """Vision transformers: pictures to features, no classifier.
 
 Dosovitskiy et al., ICLR 2021; facebookresearch/mae, `models_vit.py` and the encoder of
-`models_mae.py`. State-dict names: `interop/tables/mae.py`.
+`models_mae.py`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from kinds_airl_mae import MAE
 from kinds_airl_networks import NETWORKS
 from kinds_airl_optimizers import OPTIMIZERS
 from kinds_airl_steps import STEPS
@@ -79,4 +80,11 @@ def mixup_losses(case: Case):
             close(gradient, case[f"grad/{name}_{i}"], rtol=1e-5, atol=1e-6, name=name)
 
 
-KINDS = {**NETWORKS, **OPTIMIZERS, **STEPS, "pil_ops": pil_ops, "mae_mixup_losses": mixup_losses}
+KINDS = {
+    **MAE,
+    **NETWORKS,
+    **OPTIMIZERS,
+    **STEPS,
+    "pil_ops": pil_ops,
+    "mae_mixup_losses": mixup_losses,
+}

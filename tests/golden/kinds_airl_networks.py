@@ -7,11 +7,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import names_airl as table
 import numpy as np
 from case import Case, close
 
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import siamese as table
 from jaxequi.methods._siamese import Siamese
 from jaxequi.models.torchvision_resnet import BasicBlock, Bottleneck, ResNet
 from jaxequi.nn.heads import Projector

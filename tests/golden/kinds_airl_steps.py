@@ -9,6 +9,7 @@ from unittest import mock
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import names_airl as table
 import numpy as np
 import optax
 from case import Case, close
@@ -26,8 +27,6 @@ from kinds_airl_optimizers import rate
 
 from jaxequi import names
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import siamese as table
-from jaxequi.interop.tables import torchvision
 from jaxequi.nn.heads import Linear
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.objectives import classification
@@ -154,11 +153,19 @@ def loss_moco(case: Case) -> None:
 
 def infonce_logits(q, k, queue, temperature):
     """What `infonce` is the cross-entropy of, and its agreement with that."""
-    logits = jnp.concatenate([jnp.sum(q * k, axis=1, keepdims=True), q @ queue.T], 1) / temperature
-    loss, nearer = infonce(q, k, queue, temperature)
-    labels = jnp.zeros(len(q), jnp.int32)
-    close(loss, classification.cross_entropy(logits, labels), **EXACT, name="infonce")
-    close(jnp.mean(nearer < 1), classification.top_k(logits, labels, 1), rtol=0, name="top 1")
+
+    @jax.jit
+    def both(q, k, queue):
+        near = [jnp.sum(q * k, axis=1, keepdims=True), q @ queue.T]
+        logits, labels = jnp.concatenate(near, axis=1) / temperature, jnp.zeros(len(q), jnp.int32)
+        loss, nearer = infonce(q, k, queue, temperature)
+        found = loss, jnp.mean(nearer < 1)
+        scores = classification.cross_entropy, lambda *a: classification.top_k(*a, 1)
+        return logits, found, tuple(score(logits, labels) for score in scores)
+
+    logits, (loss, top), expected = both(q, k, queue)
+    close(loss, expected[0], **EXACT, name="infonce")
+    close(top, expected[1], rtol=1e-6, name="top 1")
     return logits
 
 
@@ -361,22 +368,19 @@ def _close_both(run, stored, tables, prefix="", online="online_encoder", target=
 
 
 def supervised(case: Case, optimizer, schedule, start: int) -> None:
-    """The same, of the classifier that learns alone; its `fc` has one layer."""
-    meta, tables = case.meta, torchvision.TABLE
+    """The same, of a classifier that learns alone."""
+    meta, tables = case.meta, table.SUPERVISED
     net = backbone(meta, jnp.float64)
     method = names.find("methods", "supervised")(
         backbone=net, num_classes=meta["low_dim"], dtype=jnp.float64
     )
-
-    def renamed(arrays):
-        return {name.replace("fc.0.", "fc."): array for name, array in arrays.items()}
 
     def batch(i):
         views = f64(images(case[f"in/view1_{i}"]))[:, None]
         return {"views": views, "label": case[f"in/label_{i}"].astype(np.int32)}
 
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch(0))
-    state = renamed(case.under("param/model"))
+    state = case.under("param/model")
     tree = f64(mapping.from_torch(state, {"params": params, **extra}, tables))
     params, extra = tree.pop("params"), tree
     run = Run(meta, method, optimizer, params, extra, start, meta["total_iters"])
@@ -389,8 +393,8 @@ def supervised(case: Case, optimizer, schedule, start: int) -> None:
             top = 100 * classification.top_k(logits, labels, k)
             close(top, case[f"out/top{k}"][i], rtol=1e-5, name=f"top {k}")
         if i == 0:
-            close_gradients(grads, renamed(case.under("grad/step0")), tables, STEP)
-        stored = renamed(case.under(f"out/state_{i + 1}/model"))
+            close_gradients(grads, case.under("grad/step0"), tables, STEP)
+        stored = case.under(f"out/state_{i + 1}/model")
         close_state({"params": run.params, **run.extra}, stored, tables, STEP)
 
 
@@ -445,14 +449,19 @@ def moco_step(case: Case) -> None:
             _close_both(run, stored, tables, "", "encoder_q", "encoder_k")
 
 
+@in_f64
 def shuffle_bn(case: Case) -> None:
     """One program with a statistics group for each worker, and the drawn order of the keys."""
     meta = case.meta
     workers, order = meta["workers"], jnp.asarray(case["in/idx_shuffle"])
-    net = backbone(meta).clone(norm=functools.partial(BatchNorm, groups=workers))
+    net = backbone(meta, jnp.float64).clone(norm=functools.partial(BatchNorm, groups=workers))
     projector = f"{meta['hid']}-{meta['low']}" if meta["MLP"] == "moco" else f"{meta['low']}"
     method = names.find("methods", "moco")(
-        backbone=net, projector=projector, queue=meta["K"], temperature=meta["T"]
+        backbone=net,
+        dtype=jnp.float64,
+        projector=projector,
+        queue=meta["K"],
+        temperature=meta["T"],
     )
     tables = table.moco(2 if meta["MLP"] == "moco" else 1, batch_norm=False)
     views = np.concatenate(
@@ -460,7 +469,7 @@ def shuffle_bn(case: Case) -> None:
             np.stack([images(case[f"in/view{v}_rank{r}"]) for v in (1, 2)], axis=1)
             for r in range(workers)
         ]
-    )
+    ).astype(np.float64)
     params, extra = load(method, {"views": views}, case.under("param"), tables)
     key = jax.random.key(0)
 
