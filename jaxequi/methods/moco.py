@@ -111,7 +111,8 @@ def make(
             seen, target = _siamese.see_target(f_k, target, views)
             return [encoded.prediction for encoded in seen], target
         order = jax.random.permutation(key, len(views[0]))
-        seen, target = _siamese.see_target(f_k, target, [images[order] for images in views])
+        shuffled = [jnp.take(images, order, axis=0) for images in views]
+        seen, target = _siamese.see_target(f_k, target, shuffled)
         back = jnp.argsort(order)
         return [encoded.prediction[back] for encoded in seen], target
 
