@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from kinds_airl_files import FILES
 from kinds_airl_mae import MAE
 from kinds_airl_networks import NETWORKS
 from kinds_airl_optimizers import OPTIMIZERS
@@ -81,6 +82,7 @@ def mixup_losses(case: Case):
 
 
 KINDS = {
+    **FILES,
     **MAE,
     **NETWORKS,
     **OPTIMIZERS,
