@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxequi import types
 from jaxequi.errors import Refusal
 from jaxequi.nn import heads
 from jaxequi.nn.norm import at_least_f32
@@ -109,7 +110,7 @@ def two_views(batch: Batch) -> Array:
 
 def split(extra: PyTree) -> tuple[PyTree, PyTree]:
     """Split a method's state into what is its own, and the collections of its network."""
-    return extra["own"], {name: tree for name, tree in extra.items() if name != "own"}
+    return extra[types.OWN], types.collections(extra)
 
 
 def start(network: Siamese, key: Array, batch: Batch) -> tuple[PyTree, PyTree]:

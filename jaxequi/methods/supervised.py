@@ -28,21 +28,37 @@ class Classifier(nn.Module):
       backbone: `(images, train) -> representation`.
       num_classes: K.
       dtype: of the linear layer; logits are f32.
+      head_std: of the linear layer's first weights, drawn from a normal distribution beside a bias
+        of 0; None starts it as torch's Linear.
     """
 
     backbone: nn.Module
     num_classes: int
     dtype: Any = jnp.float32
+    head_std: float | None = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Compute representation and logits."""
         representation = self.backbone(images, train)
-        logits = Linear(self.num_classes, dtype=self.dtype, name="classifier")(representation)
+        if self.head_std is None:
+            head: nn.Module = Linear(self.num_classes, dtype=self.dtype, name="classifier")
+        else:
+            drawn = nn.initializers.normal(self.head_std)
+            head = nn.Dense(
+                self.num_classes, dtype=self.dtype, kernel_init=drawn, name="classifier"
+            )
+        logits = head(representation)
         return representation, at_least_f32(logits)
 
 
-def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp.float32) -> Method:
+def make(
+    backbone: nn.Module,
+    num_classes: int,
+    turns: int = 4,
+    dtype: Any = jnp.float32,
+    head_std: float | None = None,
+) -> Method:
     """Make the method.
 
     A batch has one view. `encode` gives `representation` f32[B, 1, R], `logits` f32[B, 1, K] and
@@ -56,13 +72,15 @@ def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp
       num_classes: K.
       turns: at how many angles `encode` classifies; 4 for unseen accuracy, 36 for a circle.
       dtype: of the computation.
+      head_std: of the classifier's first weights; MAE fine-tunes from 2e-5. None starts it as
+        torch's Linear.
 
     Raises:
       ValueError: fewer than one turn.
     """
     if turns < 1:
         raise Refusal(f"turns={turns}: the upright image is one; take 1, 4 or 36")
-    network = Classifier(backbone, num_classes, dtype)
+    network = Classifier(backbone, num_classes, dtype, head_std)
 
     def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
         extra = dict(network.init(key, _images(batch), False))

@@ -188,6 +188,7 @@ def finetune(case: Case) -> None:
         for key, expected in case.under(f"grad/{name}").items():
             close(ours[key], expected, **FORWARD, name=f"{name} gradient of {key}")
 
+        factors = layer_decay(meta["depth"], meta["ld"])
         optimizer = optim.make(
             "adamw",
             learning_rate=meta["lr"],
@@ -195,13 +196,13 @@ def finetune(case: Case) -> None:
             epsilon=adamw["eps"],
             weight_decay=meta["wd"],
             no_decay="bias|scale|pos_embed|cls_token",
+            scales=factors,
             total_steps=10,
             batch_size=meta["B"],
         )
-        factors = scales_of(params, meta)
         groups = meta["groups"][name]
         scales = mapping.to_torch(
-            {"params": jax.tree.map(np.full_like, params, factors)}, table.mae
+            {"params": jax.tree.map(np.full_like, params, scales_of(params, factors))}, table.mae
         )
         assert set(scales) == set(groups)
         for key, (scale, decay) in groups.items():
@@ -209,14 +210,13 @@ def finetune(case: Case) -> None:
             vector = state[key].ndim == 1 or key in ("pos_embed", "cls_token")
             assert decay == (0 if vector else meta["wd"])
         updates, _ = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(params), params)
-        params = jax.tree.map(lambda p, u, f: p + f * u, params, updates, factors)
+        params = optax.apply_updates(params, updates)
         expected = case.under(f"out/{name}/adamw")
         close_state({"params": params}, expected, table.mae, {"rtol": 1e-4, "atol": 2e-5})
 
 
-def scales_of(params, meta):
+def scales_of(params, factors):
     """The factor of each parameter's learning rate."""
-    factors = layer_decay(meta["depth"], meta["ld"])
 
     def of(path, leaf):
         del leaf

@@ -119,3 +119,9 @@ def test_shares_of_the_classes_take_the_labels_place(keys):
     first = -0.25 * np.log(1 - wrong[0]) - 0.75 * np.log(wrong[0])
     np.testing.assert_allclose(value, (first - np.log(wrong[1])) / 2, rtol=1e-6)
     assert output.metrics == {"accuracy": 1.0}  # of the labels
+
+
+def test_a_classifier_may_start_near_zero(keys):
+    start = supervised.make(FirstPixels(), 500, head_std=2e-5).init(next(keys), batch())[0]
+    np.testing.assert_allclose(start["classifier"]["kernel"].std(), 2e-5, rtol=0.1)
+    assert not start["classifier"]["bias"].any()
