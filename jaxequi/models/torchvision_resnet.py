@@ -32,13 +32,15 @@ class BasicBlock(nn.Module):
       stride: 1 or 2.
       conv, norm: layers without their sizes.
       last_scale_init: of the scale of the branch's last norm.
+      field_size: channels that `conv` makes for each of its features: the order of a group, or 1.
     """
 
     width: int
     stride: int
     conv: Any
     norm: Any
-    last_scale_init: nn.initializers.Initializer
+    last_scale_init: nn.initializers.Initializer = nn.initializers.ones
+    field_size: int = 1
 
     expansion: ClassVar[int] = 1
 
@@ -53,7 +55,7 @@ class BasicBlock(nn.Module):
     def shortcut(self, x: Array) -> Array:
         """Convolve x where the branch changes its size or its channels."""
         outer = self.width * self.expansion
-        if self.stride == 1 and x.shape[-1] == outer:
+        if self.stride == 1 and x.shape[-1] == outer * self.field_size:
             return x
         x = self.conv(outer, 1, self.stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_bn")(x)
