@@ -117,6 +117,7 @@ def initial_scales(space: FilterSpace) -> dict[str, np.ndarray]:
     return scales
 
 
+@functools.partial(jax.jit, static_argnames="space")  # equal layers are traced once
 def expand(weights: Weights, space: FilterSpace) -> Array:
     """Make the filter of an ordinary convolution.
 
@@ -162,33 +163,32 @@ def _expand(pair: _Pair, weights: Array) -> Array:
     _, fields_in, fields_out = pair.shape
     multiply = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     if pair.rho_out == representations.regular(pair.rho_out.group):
-        row, moved, taps = _by_functions(pair)
+        row, moved, taps = _by_functions(pair.basis, pair.rho_in)
         functions = multiply("byf,bio->yfio", row, weights)
-        functions = (
-            functions[moved] if moved.ndim == 2 else multiply("gzy,yfio->gzfio", moved, functions)
-        )
+        if moved.ndim == 2:
+            functions = functions[moved]
+        else:
+            functions = multiply("gzy,yfio->gzfio", moved, functions)
         filters = multiply("gfp,gzfio->pizog", taps, functions)
     else:
-        filters = multiply("bxyp,bio->piyox", _sampled(pair), weights)
+        filters = multiply("bxyp,bio->piyox", pair.basis.filters.astype(np.float32), weights)
     return filters.reshape(-1, fields_in * pair.rho_in.size, fields_out * pair.rho_out.size)
 
 
-def _by_functions(pair: _Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_functions(
+    basis: kernels.Basis, rho_in: Representation
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row 0 of the basis in functions f32[B, d_in, F]; rho_in(g); the functions f32[G, F, k k].
 
     rho_in(g) is i32[G, d_in], what each channel reads, where it permutes, else f32[G, d_in, d_in].
     """
-    basis, matrices = pair.basis, pair.rho_in.matrices
     count = len(basis.pairs)
-    row = np.zeros((count, pair.rho_in.size, basis.functions.shape[1]))
+    row = np.zeros((count, rho_in.size, basis.functions.shape[1]))
     for c in (0, 1):
         row[np.arange(count), :, basis.pairs[:, c]] += basis.coefficients[:, 0, :, c]
-    moved = matrices.argmax(-1) if pair.rho_in.pointwise else matrices.astype(np.float32)
+    matrices = rho_in.matrices
+    moved = matrices.argmax(-1) if rho_in.pointwise else matrices.astype(np.float32)
     return row.astype(np.float32), moved, basis.functions.astype(np.float32)
-
-
-def _sampled(pair: _Pair) -> np.ndarray:
-    return pair.basis.filters.astype(np.float32)
 
 
 def expand_bias(bias: Array, kind: FieldType) -> Array:
