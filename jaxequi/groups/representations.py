@@ -259,7 +259,7 @@ class FieldType:
     """What the channels of a feature map are: fields of representations of one group, in order.
 
     Attributes:
-      runs: (representation, how many fields of it follow each other).
+      runs: (representation, how many fields of it follow each other); equal neighbours are one run.
 
     Raises:
       ValueError: no field, a count below 1, or representations of different groups.
@@ -271,6 +271,12 @@ class FieldType:
         _one_group([r for r, _ in self.runs])
         if any(count < 1 for _, count in self.runs):
             raise ValueError(f"{self}: a run has at least one field")
+        merged: list[tuple[Representation, int]] = []
+        for representation, count in self.runs:
+            if merged and merged[-1][0] == representation:
+                count += merged.pop()[1]
+            merged.append((representation, count))
+        object.__setattr__(self, "runs", tuple(merged))
 
     def __str__(self) -> str:
         return " + ".join(f"{count} {r.name}" for r, count in self.runs) + f" of {self.group.name}"
