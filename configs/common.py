@@ -11,18 +11,39 @@ import ml_collections
 Change = Mapping[str, Any]
 
 
+# A field that is None until somebody sets it.
+_open = ml_collections.config_dict.placeholder
+
+
 def base() -> ml_collections.ConfigDict:
     """Fields that every experiment has; a family sets the ones that it needs."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
             # Durations: one of the two, the other stays None.
-            "total_steps": ml_collections.config_dict.placeholder(int),
-            "total_epochs": ml_collections.config_dict.placeholder(int),
+            "total_steps": _open(int),
+            "total_epochs": _open(int),
             "batch_size": 64,  # global, whatever the number of devices
             "accumulate": 1,  # parts in which a batch's gradient is summed (where it is exact)
             "dtype": "float32",  # of the computation: float32 or bfloat16
             "remat": False,  # compute activations again in the backward pass, to save memory
+            # Every BatchNorm of the network; `groups` parts of the batch have their own statistics.
+            "norm": {"groups": 1, "momentum": 0.1, "epsilon": 1e-5, "unbiased": True},
+            # Start with the network of a checkpoint, all but what the pattern `fresh` names.
+            "init_from": _open(str),  # folder of a run
+            "init_step": _open(int),  # default: its newest checkpoint
+            "init_encoder": "",  # "target" takes the moving average in place of the network
+            "fresh": "",
+            # Learn from features of that network, computed once, in place of images.
+            "cache": {"on": False, "folder": _open(str)},  # default: beside the checkpoint
+            # Heads that learn beside the method, on features that they do not change; none for ().
+            "online": {
+                "features": ("representation",),
+                "relation": _open(str),
+                "every_part": False,
+            },
+            "evals": {},  # name: options; see jaxequi/evals
+            "check": "say",  # of a network over a group: "error" refuses one that is not exact
             "mesh": {"data": -1, "fsdp": 1},
             "sharding": (),  # (regex, "fsdp" | "replicate") pairs over state leaves
             "loader": {"threads": 2, "buffer": 4, "on_error": "raise"},
@@ -30,12 +51,44 @@ def base() -> ml_collections.ConfigDict:
             "eval_every_steps": 0,  # 0: never
             "save_every_steps": 1000,
             "keep_checkpoints": 2,  # newest ones, beside the best
-            "best": ml_collections.config_dict.placeholder(str),  # metric of the best checkpoint
+            "best": _open(str),  # metric of the best checkpoint
             "best_mode": "max",
             "show": ("loss",),  # patterns of the metrics on the terminal
             "profile_steps": (),  # (first, last): trace these steps into WORKDIR/profile
         }
     )
+
+
+def train_set(source: Any, views: Any, augment: Any, num_views: Any = 1) -> dict[str, Any]:
+    """Describe what is trained on; see jaxequi/experiment/sets.py."""
+    return {
+        "source": source,
+        "views": views,
+        "num_views": num_views,
+        "augment": augment,
+        "mix": "",
+        "order": "epochs",  # or "stream", without an end
+        "eval_examples": _open(int),
+    }
+
+
+def held_out_set(
+    source: Any, views: Any, augment: Any, batch_size: int, num_views: Any = 1
+) -> dict[str, Any]:
+    """Describe what is evaluated on; evaluations see the training set's examples as `val`'s."""
+    return {
+        "source": source,
+        "views": views,
+        "num_views": num_views,
+        "augment": augment,
+        "batch_size": batch_size,
+        "eval_examples": _open(int),
+    }
+
+
+def knn(k: int) -> dict[str, Any]:
+    """Describe the vote of the k nearest examples of the training set."""
+    return {"k": k, "temperature": 0.07}
 
 
 def lay(config: ml_collections.ConfigDict, change: Change) -> None:

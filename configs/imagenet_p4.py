@@ -29,19 +29,18 @@ def get_config(arg: str | None = None):
     variant, words = common.variant(arg, VARIANTS, WORDS)
     extra = VARIANTS[variant]["extra"]
     config = common.base()
-    config.method = {"name": "supervised", "num_classes": 12, "turns": 4}
+    config.method = {"name": "supervised", "num_classes": None, "turns": 4}
     config.backbone = {"name": "gresnet", "architecture": "p4resnet18", "width": 4, "head": ""}
-    config.probe = False
-    config.check = "say"  # "error" refuses a network that is not exact
+    config.online.features = ()
     config.evals = {"turned": {}}
-    config.show = ("loss", "accuracy", "val/accuracy/*")
+    config.show = ("loss", "accuracy", "val/turned/accuracy/*")
 
     side = 48 + extra
     scenes = {"name": "scenes", "image_size": 48, "num_objects": 240, "seed": 0}
-    pipe = {"views": (f"decode|resize(({side}, {side}))",), "num_views": 1}
-    config.train = {"source": {**scenes, "split": "train"}, **pipe}
-    config.val = {"source": {**scenes, "split": "val"}, "batch_size": 48, **pipe}
-    config.augment = config.eval_augment = ("normalise('imagenet')",)
+    views = (f"decode|resize(({side}, {side}))",)
+    shown = {"views": views, "augment": ("normalise('imagenet')",)}
+    config.train = common.train_set({**scenes, "split": "train"}, **shown)
+    config.val = common.held_out_set({**scenes, "split": "val"}, **shown, batch_size=48)
     config.batch_size = 48
     config.total_epochs = 60
     config.optimizer = {
@@ -63,7 +62,6 @@ def get_config(arg: str | None = None):
 def _paper(config, side: int) -> None:
     """The published experiment: 90 epochs of ImageNet, of which five warm up."""
     config.backbone.width = 32
-    config.method.num_classes = 1000
     crop = f"random_resized_crop({side}, scale=(0.1, 1.0), ratio=(0.8, 1.25))"
     views = {"train": f"decode|{crop}|flip", "val": f"decode|resize(256)|center_crop({side})"}
     for part, name in ((config.train, "train"), (config.val, "val")):

@@ -3,8 +3,8 @@
 Edixhoven, Lengyel, van Gemert: Using and Abusing Equivariance, ICCV workshops 2023, arXiv
 2308.11316; `experiments/rotmnist`. One network in four versions: C4 on 28 pixels, where its pool
 fits ("exact"), on 27 and on 29, where it does not ("approximate"), and a plain one of as many
-parameters. The metrics `accuracy/seen`, `accuracy/unseen` and `accuracy/circle` are those of
-upright digits, of the four quarter turns, and of 36 angles.
+parameters. The metrics `accuracy/seen`, `accuracy/unseen` and `accuracy/circle` of `val/turned` are
+those of upright digits, of the four quarter turns, and of 36 angles.
 
     python -m jaxequi.main --config=configs/rotmnist.py                 # scikit-learn's digits
     python -m jaxequi.main --config=configs/rotmnist.py:approximate27
@@ -68,7 +68,7 @@ def get_config(arg: str | None = None):
     variant, words = common.variant(arg, VARIANTS, WORDS)
     network = VARIANTS[variant]
     config = common.base()
-    config.method = {"name": "supervised", "num_classes": 10, "turns": 36}
+    config.method = {"name": "supervised", "num_classes": None, "turns": 36}
     config.backbone = {
         "name": "rotmnist",
         "group": network["group"],
@@ -76,16 +76,15 @@ def get_config(arg: str | None = None):
         "pools": 1,
         "dropout": 0.3,
     }
-    config.probe = False
-    config.check = "say"  # "error" refuses a network that is not exact
+    config.online.features = ()
     config.evals = {"turned": {}}
-    config.show = ("loss", "accuracy", "val/accuracy/*")
+    config.show = ("loss", "accuracy", "val/turned/accuracy/*")
 
     side = network["size"]
-    pipe = {"views": (f"decode|resize(({side}, {side}))",), "num_views": 1}
-    config.train = {"source": {"name": "digits", "split": "train"}, **pipe}
-    config.val = {"source": {"name": "digits", "split": "test"}, "batch_size": 128, **pipe}
-    config.augment = config.eval_augment = (NORMALISE,)
+    shown = {"views": (f"decode|resize(({side}, {side}))",), "augment": (NORMALISE,)}
+    config.train = common.train_set({"name": "digits", "split": "train"}, **shown)
+    test = {"name": "digits", "split": "test"}
+    config.val = common.held_out_set(test, **shown, batch_size=128)
     config.batch_size = 16  # of few digits many steps
     config.total_epochs = 12
     config.optimizer = {
@@ -105,7 +104,7 @@ def get_config(arg: str | None = None):
 
 def _biased(std: float):
     def turn(config) -> None:
-        config.augment = (f"{NORMALISE}|rotate_batch(45.0, {std})",)
+        config.train.augment = (f"{NORMALISE}|rotate_batch(45.0, {std})",)
 
     turn.__doc__ = f"Turn each training batch by one angle from N(45, {std:g}) degrees."
     return turn

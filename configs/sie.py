@@ -99,12 +99,12 @@ def _count_batch(config) -> None:
             part.batch_size = config.get_ref("batch_size")
 
 
-def _data(config, source: dict, normalise: str) -> None:
+def _data(config, source: dict, normalise: str, views: str = "decode", batch_size=64) -> None:
     """Train on pairs of views of an object, evaluate on one pair of each held-out object."""
-    views = {"views": ("decode",), "num_views": 2}
-    config.train = {"source": {**source, "split": "train"}, **views}
-    config.val = {"source": {**source, "split": "val"}, "batch_size": 64, **views}
-    config.augment = (normalise,)  # the published method augments nothing
+    shown = {"views": (views,), "augment": (normalise,), "num_views": 2}  # nothing is augmented
+    config.train = common.train_set({**source, "split": "train"}, **shown)
+    held_out = {**source, "split": "val"}
+    config.val = common.held_out_set(held_out, **shown, batch_size=batch_size)
 
 
 def get_config(arg: str | None = None):
@@ -112,10 +112,18 @@ def get_config(arg: str | None = None):
     variant, words = common.variant(arg, VARIANTS, WORDS)
     config = common.base()
     config.method = VARIANTS[variant]
-    config.probe = True  # the online evaluator, on features that it does not change
-    config.probe_every_part = True  # ask the invariant part for the rotation too, and so on
-    config.evals = {"online": {}}
-    config.show = ("loss", "probe/r2/representation*", "probe/top1/representation*")
+    config.online = {
+        "features": ("representation", "embedding"),
+        "relation": "rotation",
+        "every_part": True,  # ask the invariant part for the rotation too, and so on
+    }
+    config.evals = {"online": {}, "knn": common.knn(20)}
+    config.show = (
+        "loss",
+        "online/r2/representation*",
+        "online/top1/representation*",
+        "val/knn/top1",
+    )
 
     # Branches that start at zero leave a short run too little time to grow them.
     small = {"architecture": "resnet10", "width": 16, "stem": "small", "zero_init_residual": False}
@@ -145,11 +153,8 @@ def _paper(config) -> None:
     }
     _sizes(config, equi=256, projector="2048-2048-2048")
     source = {"name": "threedie", "root": "3DIEBench"}
-    _data(config, source, "normalise('threedie')")
-    config.probe_every_part = False
-    for part in (config.train, config.val):
-        part.views = ("decode|resize(256)",)
-    config.val.batch_size = 256
+    _data(config, source, "normalise('threedie')", "decode|resize(256)", batch_size=256)
+    config.online.every_part = False
     config.batch_size = 1024
     config.total_steps, config.total_epochs = None, 2000
     config.optimizer.learning_rate = 1e-3
@@ -163,8 +168,8 @@ def _smoke(config) -> None:
         small = {"architecture": "resnet10", "width": 4, "stem": "small"}
         config.backbone = {"name": "resnet", **small}
         scenes = {"name": "scenes", "image_size": 16, "num_objects": 24, "seed": 0}
-        _data(config, scenes, config.augment[0])
-        config.val.batch_size = 8
+        _data(config, scenes, config.train.augment[0], batch_size=8)
+        config.evals.knn.k = 5
         _sizes(config, equi=8, projector="16-16-16")
 
     common.smoke(config, shrink)

@@ -33,17 +33,15 @@ def get_config(arg: str | None = None):
     """Build `"VARIANT,word,..."`; without a variant, the even size."""
     variant, words = common.variant(arg, VARIANTS, WORDS)
     config = common.base()
-    config.method = {"name": "supervised", "num_classes": 2}
+    config.method = {"name": "supervised", "num_classes": None, "turns": 4}
     config.backbone = {"name": "one_gconv", "group": "c4"}
-    config.probe = False
-    config.check = "say"  # "error" refuses a network that is not exact
+    config.online.features = ()
     config.evals = {"turned": {}}
     config.show = ("loss", "accuracy")
 
-    part = {"source": {"name": "drawing", **VARIANTS[variant], "copies": 1}}
-    config.train = {**part, "views": ("decode",), "num_views": 1}
-    config.val = {**part, "batch_size": 2, "views": ("decode",), "num_views": 1}
-    config.augment = (LEVELS,)  # grey levels as they are
+    drawing = {"name": "drawing", **VARIANTS[variant], "copies": 1}
+    config.train = common.train_set(drawing, ("decode",), (LEVELS,))  # grey levels as they are
+    config.val = common.held_out_set(drawing, ("decode",), (LEVELS,), batch_size=2)
     config.batch_size = 2
     config.mesh.data = 1  # two pictures do not divide over more devices
     config.total_steps = 800

@@ -1,24 +1,46 @@
-"""What the programs share on the command line: the config flag, clean refusals, the cache."""
+"""What the programs share on the command line: flags, clean refusals, the compilation cache.
+
+Every program is `def main(argv)` with absl flags, run by `cli.run(main)`. It prints its answer,
+refuses bad input in one line with exit code 2, and shows its docstring for --help.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import sys
-import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import ml_collections
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-PACKAGE = pathlib.Path(__file__).parent
+from jaxequi.errors import Refusal
+
 BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with words after a colon.", lock_config=True
-)
+
+def define_config() -> None:
+    """Define --config, for a program that reads one."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with words after a colon.", lock_config=True
+    )
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Parse the flags, run a program, and exit with its code; a refusal is one message."""
+
+    @functools.wraps(main)
+    def clean(argv: list[str]) -> int:
+        logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads and writes
+        try:
+            return main(argv)
+        except Refusal as error:
+            return refuse(str(error))
+
+    app.run(clean, flags_parser=parse)
 
 
 def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
@@ -27,21 +49,23 @@ def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
     Raises:
       ValueError: there is none.
     """
-    if _CONFIG.value is None:
-        raise ValueError("give --config=configs/FILE.py[:variant,word...]; --help says more")
+    found = flags.FLAGS.config
+    if found is None:
+        raise Refusal("give --config=configs/FILE.py[:variant,word...]; --help says more")
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise Refusal(f"the config file made {type(found).__name__}, not a ConfigDict")
     flag = flags.FLAGS["config"]
     given = config_flags.get_config_filename(flag)
-    return _CONFIG.value, config_flags.get_override_values(flag), given
+    return found, config_flags.get_override_values(flag), given
 
 
-def is_refusal(error: ValueError) -> bool:
-    """Whether an error says what is wrong with the input, not with the program.
-
-    Our own code raises `ValueError` for bad input alone; one from deeper down is a fault of ours,
-    whose traceback should be seen.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(PACKAGE)
+def no_arguments(argv: Sequence[str]) -> None:
+    """Raise `ValueError` unless a program that takes flags alone was given flags alone."""
+    if argv[1:]:
+        raise Refusal(
+            f"unknown argument {argv[1]!r}; flags are written --NAME=VALUE, fields of a config "
+            "--config.FIELD=VALUE; --help says which there are"
+        )
 
 
 def use_compilation_cache() -> None:
@@ -62,10 +86,11 @@ def parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them or with the config file is bad input."""
     try:
         rest = flags.FLAGS(argv)
-        flag = flags.FLAGS["config"]
-        file = config_flags.get_config_filename(flag) if flag.present else ""
-        if file and not os.path.exists(file.partition(":")[0]):
-            raise ValueError(f"there is no config file {file.partition(':')[0]!r}")
+        if "config" in flags.FLAGS:
+            flag = flags.FLAGS["config"]
+            file = config_flags.get_config_filename(flag) if flag.present else ""
+            if file and not os.path.exists(file.partition(":")[0]):
+                raise Refusal(f"there is no config file {file.partition(':')[0]!r}")
         return rest
     except (flags.Error, ValueError) as error:
         # A config file runs while the flags are parsed, and absl puts a whole traceback into the
@@ -80,3 +105,5 @@ def parse(argv: list[str]) -> list[str]:
             inner = inner.args[0]
         field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
         sys.exit(refuse(f"unknown config field {field}. {hint}"))
+    except Exception as error:  # whatever a config file does while it runs
+        sys.exit(refuse(f"the config file cannot be run: {type(error).__name__}: {error}"))

@@ -20,21 +20,24 @@ import pathlib
 import re
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from jaxequi import cli, experiment
+from jaxequi.errors import Refusal
 from jaxequi.train import log, loop, mesh
+from jaxequi.train.job import Job
 
 FAILED = 1
 PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
 
+cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a new one in runs/.")
 
 
 def new_workdir(given: str) -> pathlib.Path:
     """Name a folder after the config and the time: `runs/sie-vicreg-smoke-20260131-235959`."""
     if jax.process_count() > 1:
-        raise ValueError("a run of several processes needs --workdir, the same for all of them")
+        raise Refusal("a run of several processes needs --workdir, the same for all of them")
     path, _, words = given.partition(":")
     name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{pathlib.Path(path).stem} {words}").strip("-")
     return pathlib.Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -42,29 +45,14 @@ def new_workdir(given: str) -> pathlib.Path:
 
 def main(argv: list[str]) -> int:
     """Build the config's job and run it."""
-    if len(argv) > 1:
-        return cli.refuse(f"unknown argument {argv[1]!r}; fields are set by --config.FIELD=VALUE")
-    logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
-    try:
-        config, overridden, given = cli.config()
-        mesh.start_distributed()
-        if "checkpoint" in config:
-            from jaxequi import evaluation  # half a second of imports that a training does not need
-
-            job = evaluation.build(config, overridden)
-        else:
-            job = experiment.build(config, overridden)
-        workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
-        loop.prepare_workdir(job, workdir)
-    except ValueError as error:
-        return cli.refuse(str(error))
+    cli.no_arguments(argv)
+    config, overridden, given = cli.config()
+    mesh.start_distributed()
+    job = experiment.build(config, overridden)
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
     cli.use_compilation_cache()
     try:
         code = loop.run(job, workdir)
-    except ValueError as error:
-        if cli.is_refusal(error):
-            return cli.refuse(str(error))
-        raise
     except log.NonFiniteError as error:
         return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
@@ -72,15 +60,16 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _report(job: loop.Job, workdir: pathlib.Path) -> None:
+def _report(job: Job, workdir: pathlib.Path) -> None:
     """Write the report; of a network over a group it holds what the probe measures."""
-    from jaxequi import probe, report, trained  # matplotlib: the first step need not wait for it
+    from jaxequi.experiment import trained
+    from jaxequi.runs import probing, report  # matplotlib: the first step need not wait for it
 
     if job.preflight and jax.process_count() == 1:  # it predicted what is now measured
-        print(probe.of_run(trained.load(workdir), PROBED_IMAGES))
+        print(probing.of_run(trained.load(workdir), PROBED_IMAGES))
     else:
         print(f"report: {report.write(workdir)}")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

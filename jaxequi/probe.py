@@ -10,190 +10,35 @@ first of the validation set.
 
 from __future__ import annotations
 
-import functools
 import pathlib
-from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import ml_collections
-import numpy as np
-from absl import app, flags, logging
-from matplotlib.figure import Figure
+from absl import flags
 
-from jaxequi import augment, cli, experiment, report, trained
-from jaxequi.data import order
+from jaxequi import cli
+from jaxequi.experiment import trained
 from jaxequi.groups import planar
-from jaxequi.groups.planar import Group, cyclic
-from jaxequi.probes import equivariance, exactness, invariance, pictures
-from jaxequi.train.state import draw_options
-from jaxequi.types import PyTree
+from jaxequi.runs import probing
 
+cli.define_config()
 _RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
 _GROUP = flags.DEFINE_string("group", None, "Group; by default the network's own, or c4.")
 _IMAGES = flags.DEFINE_integer("images", 64, "Images to measure with.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Folder for the figures; by default the run's, or probe/.")
 
-MOST_MAPS = 8
-"""Layers whose maps are drawn, spread over the network, besides the first that breaks."""
-
-
-def examples(config: ml_collections.ConfigDict, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """First images f32[count, H, W, 3] of the validation set as a network sees them, and labels."""
-    source = experiment.make_source(config.val)
-    count = min(count, len(source))
-    batches = experiment.make_batches(
-        0,
-        1,
-        source=source,
-        part=config.val,
-        rows=functools.partial(order.once, batch_size=count, n=len(source)),
-        positions=np.arange(count),
-        seed=config.seed,
-        options=config.loader,
-    )
-    with batches as opened:
-        batch = next(opened)
-    seen = augment.make(config.get("eval_augment") or config.augment)(jax.random.key(0), batch)
-    return np.asarray(seen["views"][:, 0]), np.asarray(batch["label"])
-
-
-def probe(
-    network: nn.Module, variables: PyTree, images: np.ndarray, group: Group, regular: bool
-) -> tuple[str, dict[str, Figure]]:
-    """Predict and measure a network on some images.
-
-    Args:
-      network: `(images f32[B, H, W, 3], train) -> f32[B, R]`.
-      variables: its collections.
-      images: f32[N, H, W, 3].
-      group: whose elements move the images.
-      regular: whether its maps are regular fields of the group.
-
-    Returns:
-      What to print, and figures by name.
-    """
-
-    def encode(x: Any) -> Any:
-        return network.apply(variables, x, False)
-
-    verdict = exactness.judge_network(network, (1, *images.shape[1:]), group)
-    errors = equivariance.measure(encode, images, group, regular)
-    first = errors.first_above()
-    rows = [f"{'layer':32} {'absolute':>10} {'relative':>10}   (worst of {group.order} elements)"]
-    for name, absolute, relative in zip(errors.layers, errors.absolute, errors.relative):
-        rows.append(f"{name:32} {absolute.max():10.2e} {relative.max():10.2e}")
-    measured = {
-        None: "no layer breaks",
-        "output": "no layer breaks; the output is not invariant, its head keeps the slices apart",
-    }.get(first, f"breaks from {first} on")
-    lines = [f"predicted: {verdict}", f"measured: {measured}", *rows]
-    figures = {
-        "equivariance": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
-        "maps": pictures.feature_maps(
-            encode, images[0], group, 1, keep=_drawn(verdict).__contains__, regular=regular
-        ),
-    }
-    return "\n".join(lines), figures
-
-
-def _drawn(verdict: exactness.Verdict) -> set[str]:
-    """Names of modules below the root whose maps tell the story: they slide windows."""
-    stages = list(dict.fromkeys(layer.partition("/")[0] for layer in verdict.layers))
-    spread = np.linspace(0, len(stages) - 1, min(MOST_MAPS, len(stages))).round().astype(int)
-    broken = {b.layer.layer.partition("/")[0] for b in verdict.breaks[:1]}
-    return {stages[i] for i in spread} | broken
-
-
-def of_run(
-    run: trained.Trained, count: int, group: Group | None = None, out: pathlib.Path | None = None
-) -> str:
-    """Probe a trained network with `count` images.
-
-    Args:
-      group: whose elements move the images; by default the network's own, or C4.
-      out: folder for the figures; by default the run's, whose report is written anew.
-
-    Returns:
-      What to print.
-    """
-    network = experiment.make_backbone(run.config)
-    chosen = _group(network, group)
-    images, labels = examples(run.config, count)
-    text, figures = probe(network, run.backbone_variables, images, *chosen)
-    lines = [text]
-    if "classifier" in run.params:
-        head = run.params["classifier"]
-
-        def classify(x: Any) -> Any:
-            return network.apply(run.backbone_variables, x, False) @ head["kernel"] + head["bias"]
-
-        found = invariance.sweep(classify, images, labels)
-        lines.append(
-            f"accuracy of {len(images)} images: upright {found[0]:.4f}, "
-            f"quarter turns {found[:: len(found) // 4].mean():.4f}, circle {found.mean():.4f}"
-        )
-        figures["circle"] = pictures.circle({"accuracy": found})
-    lines.append(_save(figures, out or run.run / report.FIGURES))
-    if not out:
-        lines.append(f"report: {report.write(run.run)}")
-    return "\n".join(lines)
-
-
-def _of_config(
-    config: ml_collections.ConfigDict, count: int, group: Group | None, out: pathlib.Path
-) -> str:
-    """Probe a network as it is drawn."""
-    network = experiment.make_backbone(config)
-    chosen = _group(network, group)
-    images, _ = examples(config, count)
-    draw = jax.jit(
-        lambda key, x: network.init(key, x, False),
-        compiler_options=draw_options(jax.default_backend()),
-    )
-    variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
-    text, figures = probe(network, variables, images, *chosen)
-    return f"{text}\n{_save(figures, out)}"
-
-
-def _group(network: nn.Module, given: Group | None) -> tuple[Group, bool]:
-    """The group to move images by, and whether the network's maps are regular fields of it."""
-    own = getattr(network, "group", cyclic(1))
-    regular = given is None and own.order > 1
-    group = own if regular else given or cyclic(4)
-    planar.check_on_grid(group)
-    return group, regular
-
-
-def _save(figures: dict[str, Figure], out: pathlib.Path) -> str:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=110)
-    return f"figures: {out}/{{{','.join(figures)}}}.png"
-
 
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
-    if len(argv) > 1:
-        return cli.refuse(f"unknown argument {argv[1]!r}; see --help")
-    logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads
+    cli.no_arguments(argv)
     cli.use_compilation_cache()
-    try:
-        group = planar.named(_GROUP.value) if _GROUP.value else None
-        out = pathlib.Path(_OUT.value) if _OUT.value else None
-        if _RUN.value:
-            text = of_run(trained.load(_RUN.value), _IMAGES.value, group, out)
-        else:
-            out = out or pathlib.Path("probe")
-            text = _of_config(cli.config()[0], _IMAGES.value, group, out)
-    except ValueError as error:
-        if cli.is_refusal(error):
-            return cli.refuse(str(error))
-        raise
-    print(text)
+    group = planar.named(_GROUP.value) if _GROUP.value else None
+    out = pathlib.Path(_OUT.value) if _OUT.value else None
+    if _RUN.value:
+        print(probing.of_run(trained.load(_RUN.value), _IMAGES.value, group, out))
+    else:
+        config = cli.config()[0].copy_and_resolve_references()
+        print(probing.of_config(config, _IMAGES.value, group, out or pathlib.Path("probe")))
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

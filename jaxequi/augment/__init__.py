@@ -21,6 +21,7 @@ from jaxequi.augment.geometry import circle_crop, random_erasing, resize, rotate
 from jaxequi.augment.mixture import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
+from jaxequi.errors import Refusal
 from jaxequi.types import Batch
 
 Augment = Callable[[Array, Batch], dict]
@@ -52,7 +53,7 @@ def parse(pipe: str) -> list[Op]:
     """
     ops = pipes.parse(pipe, OPS, "device augmentation")
     if [op.name for op in ops].count("normalise") != 1:
-        raise ValueError(f"the pipe {pipe!r} must hold `normalise` once, which makes views floats.")
+        raise Refusal(f"the pipe {pipe!r} must hold `normalise` once, which makes views floats.")
     return ops
 
 
@@ -75,6 +76,12 @@ def _run(ops: Sequence[Op], key: Array, views: Array) -> tuple[Array, dict[str, 
     return each(one, views, *drawn), aug
 
 
+def nothing(key: Array, batch: Batch) -> dict:
+    """Leave a batch as it is: one of stored features."""
+    del key
+    return dict(batch)
+
+
 def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
     """Compose one pipe a view, or one for all views, into `augment(key, batch) -> batch`.
 
@@ -89,18 +96,18 @@ def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
       ValueError: a pipe that cannot be read; while tracing, pipes that do not pair with views.
     """
     if not pipes_of_views:
-        raise ValueError("there must be a pipe for at least one view.")
+        raise Refusal("there must be a pipe for at least one view.")
     chains = [parse(pipe) for pipe in pipes_of_views]
     mixings = pipes.parse(mix, MIXING, "mixing")
     if len(mixings) > 1:
-        raise ValueError(f"a batch is mixed once, not by {mix!r}.")
+        raise Refusal(f"a batch is mixed once, not by {mix!r}.")
 
     def augment(key: Array, batch: Batch) -> dict:
         key, mix_key = jax.random.split(key)
         views = batch["views"]
         count = views.shape[1]
         if len(chains) not in (1, count):
-            raise ValueError(f"{count} views and {len(chains)} pipes do not pair up.")
+            raise Refusal(f"{count} views and {len(chains)} pipes do not pair up.")
         if len(chains) == 1:
             flat, drawn = _run(chains[0], key, views.reshape(-1, *views.shape[2:]))
             views = flat.reshape(-1, count, *flat.shape[1:])  # an op may resize

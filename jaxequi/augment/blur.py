@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.augment.op import Array, Op, check_probability, check_range
+from jaxequi.errors import Refusal
 
 PASSES = 3
 
@@ -87,7 +88,7 @@ def _blur(
     check_probability(p)
     low, high = check_range("sigma", sigma)
     if low <= 0:
-        raise ValueError(f"sigma must be above 0, not {sigma}")
+        raise Refusal(f"sigma must be above 0, not {sigma}")
 
     def sample(key: Array, n: int) -> Array:
         chance, spread = jax.random.split(key)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.augment.op import Array, Op, check_probability, sometimes
+from jaxequi.errors import Refusal
 
 PARTS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))
@@ -100,7 +101,7 @@ def color_jitter(
     """
     widths = (brightness, contrast, saturation)
     if min(widths) < 0 or not 0 <= hue <= 0.5:
-        raise ValueError(f"jitter widths are 0 or more and hue 0 to 0.5, not {(*widths, hue)}")
+        raise Refusal(f"jitter widths are 0 or more and hue 0 to 0.5, not {(*widths, hue)}")
     check_probability(p)
     low = jnp.asarray([*(max(0.0, 1 - x) for x in widths), -hue], jnp.float32)
     high = jnp.asarray([*(1 + x for x in widths), hue], jnp.float32)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.augment.op import Array, Op, check_probability, check_range, fixed
+from jaxequi.errors import Refusal
 from jaxequi.groups import rotation
 
 
@@ -15,7 +16,7 @@ def resize(size: int, antialias: bool = True) -> Op:
     Without `antialias`, as its older releases did; the two differ where a picture shrinks.
     """
     if size < 1:
-        raise ValueError(f"size is 1 or more pixels, not {size}")
+        raise Refusal(f"size is 1 or more pixels, not {size}")
 
     def apply(planes: Array) -> Array:
         shape = (planes.shape[0], size, size)
@@ -31,7 +32,7 @@ def rotate_batch(mean: float = 45.0, std: float = 20.0) -> Op:
     are the mean grey.
     """
     if std < 0:
-        raise ValueError(f"std is 0 or more degrees, not {std}")
+        raise Refusal(f"std is 0 or more degrees, not {std}")
 
     def sample(key: Array, n: int) -> Array:
         return jnp.broadcast_to(mean + std * jax.random.normal(key), (n, 1))
@@ -57,7 +58,7 @@ def circle_crop() -> Op:
 def shift(padding: int = 1) -> Op:
     """Pad by repeating the edge and cut the old size out at random; draws (down, right)."""
     if padding < 1:
-        raise ValueError(f"padding is 1 or more pixels, not {padding}")
+        raise Refusal(f"padding is 1 or more pixels, not {padding}")
 
     def sample(key: Array, n: int) -> Array:
         return jax.random.randint(key, (n, 2), 0, 2 * padding + 1).astype(jnp.float32)
@@ -105,7 +106,7 @@ def random_erasing(
     def erase(planes: Array, drawn: Array) -> Array:
         height, width = planes.shape[1:]
         if height != width:
-            raise ValueError(f"random_erasing is for square pictures, not {height} x {width}.")
+            raise Refusal(f"random_erasing is for square pictures, not {height} x {width}.")
         _, down, right, tall, wide, seed = drawn
         h = jnp.clip(jnp.round(tall * height), 1, height - 1)
         w = jnp.clip(jnp.round(wide * width), 1, width - 1)

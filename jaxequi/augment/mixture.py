@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.augment.op import Array, check_probability
+from jaxequi.errors import Refusal
 
 Mixing = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 
@@ -75,9 +76,9 @@ def mixing(
     for chance in (switch, p, smoothing):
         check_probability(chance)
     if classes < 1 or min(mixup, cutmix) < 0:
-        raise ValueError(f"mixing takes classes and alphas, not {classes}, {mixup}, {cutmix}")
+        raise Refusal(f"mixing takes classes and alphas, not {classes}, {mixup}, {cutmix}")
     if partner not in ("reversed", "permuted"):
-        raise ValueError(f"partner must be 'reversed' or 'permuted', not {partner!r}")
+        raise Refusal(f"partner must be 'reversed' or 'permuted', not {partner!r}")
 
     def apply(key: Array, views: Array, label: Array) -> tuple[Array, Array, Array]:
         chance, which, first, second, place, order = jax.random.split(key, 6)

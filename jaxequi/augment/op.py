@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
+
 Array = jax.Array
 
 
@@ -65,10 +67,10 @@ def each(function: Callable[..., Array], *batched: Array) -> Array:
 
 def check_probability(p: float) -> None:
     if not 0 <= p <= 1:
-        raise ValueError(f"p is a probability, 0 to 1, not {p}")
+        raise Refusal(f"p is a probability, 0 to 1, not {p}")
 
 
 def check_range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-        raise ValueError(f"{name} must be 0 <= low <= high, not {pair}")
+        raise Refusal(f"{name} must be 0 <= low <= high, not {pair}")
     return pair[0], pair[1]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxequi import names
 from jaxequi.augment.op import Array, Op, fixed
+from jaxequi.errors import Refusal
 
 # Mean and standard deviation a channel of pictures scaled to [0, 1].
 STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -34,10 +35,10 @@ def normalise(mean: str | Sequence[float], std: Sequence[float] | None = None) -
         if mean not in STATISTICS:
             raise names.unknown("statistics", mean, STATISTICS)
         if std is not None:
-            raise ValueError(f"the statistics {mean!r} bring their deviations; give no std")
+            raise Refusal(f"the statistics {mean!r} bring their deviations; give no std")
         mean, std = STATISTICS[mean]
     if std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"normalise takes three means and three deviations, not {mean}, {std}")
+        raise Refusal(f"normalise takes three means and three deviations, not {mean}, {std}")
     centre = jnp.asarray(mean, jnp.float32)[:, None, None]
     scale = jnp.asarray(std, jnp.float32)[:, None, None]
 

@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import json
 
-from absl import app, flags
+from absl import flags
 
 from jaxequi import cli, experiment, names
 from jaxequi.bench import _step
 
+cli.define_config()
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.", lower_bound=1)
 
 
 def main(argv: list[str]) -> int:
     """Run the suites named, or time the step of a config."""
-    try:
-        if argv[1:]:
-            suites = {name: names.find("bench", name, "run") for name in argv[1:]}
-            measured = {name: run() for name, run in suites.items()}
-        else:
-            config, overridden, _ = cli.config()
-            measured = _step.measure(experiment.build(config, overridden), _STEPS.value)
-    except ValueError as error:
-        return cli.refuse(str(error))
+    if argv[1:]:
+        suites = {name: names.find("bench", name, "run") for name in argv[1:]}
+        measured = {name: run() for name, run in suites.items()}
+    else:
+        config, overridden, _ = cli.config()
+        measured = _step.measure(experiment.build(config, overridden), _STEPS.value)
     print(json.dumps(measured, indent=2))
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from jaxequi.train import loop
 from jaxequi.train import mesh as meshes
+from jaxequi.train import programs
+from jaxequi.train.job import Job
 
 
-def measure(job: loop.Job, steps: int = 20) -> dict[str, Any]:
+def measure(job: Job, steps: int = 20) -> dict[str, Any]:
     """Compile a job's step and run it `steps` times after two that warm up.
 
     The batches are loaded first and timed alone, then the steps are timed alone: the two times
@@ -32,7 +33,7 @@ def measure(job: loop.Job, steps: int = 20) -> dict[str, Any]:
     placed = [meshes.to_global(job.mesh, batch, job.batch_size) for batch in host]
 
     began = time.perf_counter()
-    compiled = loop.lower_job(job, host[0]).compiled()
+    compiled = programs.lower_job(job).compiled()
     compile_seconds = time.perf_counter() - began
     began = time.perf_counter()
     state = jax.block_until_ready(compiled.initialise())

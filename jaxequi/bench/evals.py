@@ -16,12 +16,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from jaxequi import evaluation, experiment, trained
-from jaxequi.methods import _frozen
-from jaxequi.train import loop
+from jaxequi import experiment
+from jaxequi.methods import linear
+from jaxequi.train import evaluate, programs
 from jaxequi.train import mesh as meshes
 from jaxequi.train.checkpoint import Checkpoints
+from jaxequi.train.job import Job
 from jaxequi.train.state import draw_options
+from jaxequi.train.workdir import CHECKPOINTS
 
 EPOCHS = 300
 TASKS = ("classification", "rotation", "color")
@@ -39,18 +41,18 @@ def run(steps: int = 5) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(config, pathlib.Path(folder) / "run")
 
-        def job(words: str, **fields: Any) -> loop.Job:
+        def job(words: str, **fields: Any) -> Job:
             config = evals.get_config(words)
-            config.checkpoint, config.predictor = str(checkpoint), False
-            config.total_epochs = EPOCHS
+            config.checkpoint, config.total_epochs = str(checkpoint), EPOCHS
+            config.evals = {"heads": {}}
             config.update(fields)
-            return evaluation.build(config)
+            return experiment.build(config)
 
         clean = _time(job("sie_all"), steps, count_input=True)
         runs = {
             f"{task}-{part}": _time(job(f"sie_{task},published", parts=(part,)), steps, False)
             for task in TASKS
-            for part in _frozen.PARTS
+            for part in linear.PARTS
         }
     published = sum(one["total"] for one in runs.values())
     return {
@@ -68,13 +70,13 @@ def _checkpoint(config: ml_collections.ConfigDict, folder: pathlib.Path) -> path
         batch = job.augment(jax.random.key(0), next(batches))
     init = jax.jit(job.method.init, compiler_options=draw_options(jax.default_backend()))
     params, extra = init(jax.random.key(0), batch)
-    checkpoints = Checkpoints(folder.absolute() / trained.FOLDER)
+    checkpoints = Checkpoints(folder.absolute() / CHECKPOINTS)
     checkpoints.save(0, {"params": params, "extra": extra}, job.config, window=[])
     checkpoints.close()
     return folder
 
 
-def _time(job: loop.Job, steps: int, count_input: bool) -> dict[str, float]:
+def _time(job: Job, steps: int, count_input: bool) -> dict[str, float]:
     """Time what comes before the first step, the steps, and the evaluation at the end.
 
     Features are computed before the first step (of the training set) and in the evaluation, whose
@@ -88,7 +90,7 @@ def _time(job: loop.Job, steps: int, count_input: bool) -> dict[str, float]:
         began = time.perf_counter()
         host += list(batches)
         reading = (time.perf_counter() - began) / steps if count_input else 0.0
-    compiled = loop.lower_job(job, host[0]).compiled()
+    compiled = programs.lower_job(job).compiled()
     state = compiled.initialise()
     seconds = []
     for batch in host:
@@ -98,7 +100,7 @@ def _time(job: loop.Job, steps: int, count_input: bool) -> dict[str, float]:
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
-    loop.run_evaluations(job, compiled, state, None)
+    evaluate.run_evaluations(job, compiled, state)
     after = time.perf_counter() - began
     step = reading + min(seconds)
     return {

@@ -14,36 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxequi.methods import sie, with_probe
+from jaxequi.methods import sie, with_online_heads
 from jaxequi.models import resnet
+from jaxequi.nn.stored import Stored
 from jaxequi.train import optim
 from jaxequi.train.state import TrainState
 from jaxequi.train.step import make_train_step
-from jaxequi.types import Array, Batch
+from jaxequi.types import Batch
 
 CLASSES, FEATURES = 55, 512
-
-
-class _Identity(nn.Module):
-    """Takes features for pictures."""
-
-    features: int
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        del train
-        return x
 
 
 def run(repeats: int = 5) -> dict[str, Any]:
     """Time both; seconds by the clock and by the processor (least of `repeats`), bytes."""
     return {
-        "heads": _measure(_Identity(FEATURES), (256, 2, FEATURES), repeats),
+        "heads": _measure(Stored(FEATURES), (256, 2, FEATURES), repeats),
         "step": _measure(resnet.make("resnet18"), (32, 2, 64, 64, 3), repeats),
     }
 
 
 def _measure(backbone: nn.Module, shape: tuple[int, ...], repeats: int) -> dict[str, float]:
-    method = with_probe(sie.make(backbone=backbone, batch_size=shape[0]), num_classes=CLASSES)
+    method = with_online_heads(
+        sie.make(backbone=backbone, batch_size=shape[0]),
+        num_classes=CLASSES,
+        features=("representation", "embedding"),
+        relation="rotation",
+    )
     optimizer = optim.make(
         "adam", learning_rate=1e-3, weight_decay=1e-6, batch_size=shape[0], total_steps=100
     )

@@ -141,8 +141,8 @@ def _stack(records: list[Record], rows: list[int], mask: np.ndarray) -> dict[str
         "index": np.asarray(rows, np.int32),
         "mask": mask,
     }
-    if "latent" in records[0]:
-        batch["latent"] = np.stack([record["latent"] for record in records]).astype(np.float32)
+    for name in records[0].keys() - {"image", "aug", *batch}:
+        batch[name] = np.stack([record[name] for record in records]).astype(np.float32)
     if records[0]["aug"]:
         batch["aug"] = {
             name: np.stack([record["aug"][name] for record in records])
@@ -168,8 +168,8 @@ def batches(
     """Iterate over the host batches of steps `start` to `stop - 1`.
 
     Each is a dict of numpy arrays (b positions of this host): `views` u8[b, V, H, W, 3], `label`
-    and `index` i32[b], `mask` bool[b] (False on padding and on stand-ins), `latent` f32[b, V, L]
-    if the source has it, `aug` {op: f32[b, V, k]} if an op drew something.
+    and `index` i32[b], `mask` bool[b] (False on padding and on stand-ins), what else the records of
+    the source hold, such as `latent` f32[b, V, L], and `aug` {op: f32[b, V, k]} if an op drew.
 
     Args:
       source: the data set.

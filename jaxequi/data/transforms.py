@@ -323,6 +323,13 @@ def _shared(pipes_of_views: Sequence[str], chains: Sequence[Sequence[Op]]) -> in
     return count
 
 
+def stored(record: Record, rng: np.random.Generator) -> Record:
+    """Take what is stored for a view: features f32[R], not an image that a pipe would cut."""
+    del rng
+    kept = {name: value for name, value in record.items() if name != "image"}
+    return {**kept, "views": np.stack(record["image"]), "aug": {}}
+
+
 def make(pipes_of_views: Sequence[str]) -> Transform:
     """Compose one pipe a view into `transform(record, rng) -> record`.
 

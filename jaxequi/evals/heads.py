@@ -1,6 +1,6 @@
 """Scores of heads on a frozen network, over a whole held-out set at once.
 
-The heads, and what the names mean: `methods._frozen`. Beside each pooled R2 stands its floor: what
+The heads, and what the names mean: `methods.linear`. Beside each pooled R2 stands its floor: what
 the best constant guess scores, which is not 0, since one mean is taken over all columns.
 """
 
@@ -11,37 +11,57 @@ from typing import Any
 
 import numpy as np
 
-from jaxequi.evals import _scores
+from jaxequi.objectives import classification, regression
+
+SETS = ("val",)
 
 
-def evaluate(features: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, float]:
+def reads(tasks: Mapping[str, Any], **options: Any) -> tuple[str, ...]:
+    """Names of the features that the evaluation reads."""
+    del options
+    pairs = any(task.columns for task in tasks.values())
+    return ("heads", "label", *(("latent",) if pairs else ()))
+
+
+def evaluate(sets: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]) -> dict[str, float]:
     """Score the outputs of the heads.
 
     Args:
-      features: "heads": outputs f32[n, V, C] or f32[n, K] under `<task>-<part>-<kind>`; and the
-        targets of the batches, "label" i32[n] and "latent" f32[n, 2, L].
-      tasks: name -> `target` and `columns`, see `methods._frozen.Task`.
+      sets: "val": "heads": outputs f32[n, V, C] or, of views 1 and 2, 3 and 4, ...,
+        f32[n, V // 2, K] under `<task>-<part>-<kind>`; "label" i32[n]; "latent" f32[n, V, L].
+      tasks: name -> `target` and `columns`, see `methods.linear.Task`.
 
     Returns:
       `cross_entropy`, `top1`, `top5`, or `mse`, `r2`, `r2_<column>`, `r2_columns` (the mean of
       those); each followed by `/<head>`; and `r2_floor/<task>`.
     """
-    scores: dict[str, float] = {}
+    features, scores = sets["val"], dict[str, float]()
     for name, output in features["heads"].items():
-        asked = name.partition("-")[0]
-        target, columns = np.asarray(tasks[asked].target(features)), tasks[asked].columns
+        asked, output = name.partition("-")[0], np.asarray(output)
+        task, columns = tasks[asked], tasks[asked].columns
         if not columns:
-            labels = np.repeat(target, output.shape[1])
+            labels = np.repeat(np.asarray(task.target(features)), output.shape[1])
             logits = output.reshape(len(labels), -1)
-            scores[f"cross_entropy/{name}"] = _scores.cross_entropy(logits, labels)
+            scores[f"cross_entropy/{name}"] = float(classification.cross_entropy(logits, labels))
             for k in (1, 5):
-                scores[f"top{k}/{name}"] = _scores.top_k(logits, labels, k)
+                scores[f"top{k}/{name}"] = float(classification.top_k(logits, labels, k))
             continue
-        by_column = _scores.r2(output, target, axis=0)
-        scores[f"mse/{name}"] = _scores.mean_squared_error(output, target)
-        scores[f"r2/{name}"] = float(_scores.r2(output, target))
+        output = output.reshape(-1, output.shape[-1])
+        target = np.asarray(task.target(_pairs(features)))
+        by_column = regression.r2_per_column(output, target)
+        scores[f"mse/{name}"] = float(regression.mean_squared_error(output, target))
+        scores[f"r2/{name}"] = float(regression.r2(output, target))
         scores |= {f"r2_{c}/{name}": float(by_column[i]) for i, c in enumerate(columns)}
         scores[f"r2_columns/{name}"] = float(by_column.mean())
         constant = np.broadcast_to(target.mean(axis=0), target.shape)
-        scores[f"r2_floor/{asked}"] = float(_scores.r2(constant, target))
+        scores[f"r2_floor/{asked}"] = float(regression.r2(constant, target))
     return scores
+
+
+def _pairs(features: Mapping[str, Any]) -> dict[str, Any]:
+    """The targets of pairs of views: f32[n V // 2, 2, L] of "latent" f32[n, V, L]."""
+    if "latent" not in features:
+        return dict(features)
+    latent = np.asarray(features["latent"])
+    pairs = latent.shape[1] // 2
+    return {**features, "latent": latent[:, : 2 * pairs].reshape(-1, 2, latent.shape[-1])}

@@ -3,15 +3,20 @@
 MRR and H@k of SIE (Garrido et al., ICML 2023); facebookresearch/SIE, `eval_MRR_Hk.py`. View 0 of
 an object is the source. For each of its V views the predictor turns the source's embedding by the
 relation of the two, and the V views are sorted by their similarity with the prediction. The rank
-of the right one is 1 + the number of views strictly more similar, so ties count in its favour.
+of the right one is 1 + the number of views strictly more similar + half the number of others that
+are equally similar: the mean of the ranks that a tie leaves open (the reference's sort draws one
+of them, as it happens). MRR is the mean of 1 / rank, and H@k the share of ranks up to k; so the
+views of a tie, whose rank may be 2.5, count towards H@k all or none.
 
-Guessing among 50 views scores MRR 0.090, H@1 0.02, H@5 0.10.
+Guessing among 50 views scores MRR 0.090, H@1 0.02, H@5 0.10. An embedding that is the same for all
+views of an object has the rank of a guess, 25.5, everywhere: MRR 0.039, H@k 0.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +25,9 @@ from jax.sharding import Mesh
 
 from jaxequi.evals import _queries
 from jaxequi.evals._queries import Predict, Views
-from jaxequi.types import Array
+from jaxequi.types import Array, Predictor
 
+SETS = ("val",)
 AT_ONCE = 8192  # predictions in memory at a time
 
 
@@ -29,18 +35,21 @@ AT_ONCE = 8192  # predictions in memory at a time
 def _ranks(
     predict: Predict, embedding: Array, relation: Array, normalise: bool, source: bool
 ) -> Array:
-    asked = _queries.predicted(predict, embedding[:, 0], relation)
+    # The prediction's length changes no rank, but an overflow of its products would.
+    asked = _queries.unit(_queries.predicted(predict, embedding[:, 0], relation), 1e-30)
+    embedding = embedding.astype(jnp.float32)
     if normalise:
-        # The prediction's length changes no rank, but an overflow of its products would.
-        asked, embedding = _queries.unit(asked, 1e-30), _queries.unit(embedding, 1e-8)
+        embedding = _queries.unit(embedding, 1e-8)
     # The right view's similarity is read off the same product as the others': computed apart it
     # would differ in its last bit and cost a rank.
     similarity = jnp.einsum("nve,nwe->nvw", asked, embedding, precision="highest")
-    own = jnp.diagonal(similarity, axis1=1, axis2=2)
-    ahead = ~(similarity <= own[:, :, None])  # not `>`: beside NaN everything is ahead
+    own = jnp.diagonal(similarity, axis1=1, axis2=2)[:, :, None]
+    ahead = jnp.where(similarity == own, 0.5, 1.0)
+    ahead = jnp.where(similarity < own, 0.0, ahead)  # in this order: beside NaN all is ahead
+    others = ~jnp.eye(embedding.shape[1], dtype=bool)
     if not source:
-        ahead = ahead.at[:, :, 0].set(False)
-    return 1 + jnp.sum(ahead, axis=2, dtype=jnp.int32)
+        others = others.at[:, 0].set(False)
+    return 1 + jnp.sum(ahead, axis=2, where=others)
 
 
 def ranks(
@@ -51,7 +60,7 @@ def ranks(
     source: bool = True,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Rank the view asked for among the views of its object, 1 the best.
+    """Rank the view asked for among the views of its object, 1 the best; of a tie, the mean rank.
 
     Args:
       predict: the predictor.
@@ -62,7 +71,7 @@ def ranks(
       mesh: devices over which the objects are split; all by default.
 
     Returns:
-      i32[n, V], or i32[n, V - 1] without the source.
+      f32[n, V], or f32[n, V - 1] without the source.
 
     Raises:
       ValueError: arrays missing, of unequal shapes, or latents without three angles.
@@ -92,19 +101,28 @@ def scores(ranks: np.ndarray, at: Sequence[int] = (1, 2, 5, 10)) -> dict[str, fl
     }
 
 
+def reads(**options: Any) -> tuple[str, ...]:
+    """Names of the features that the evaluation reads."""
+    del options
+    return "predictable", "latent"
+
+
 def evaluate(
-    sets: Mapping[str, Views],
-    predict: Predict,
-    *,
+    sets: Mapping[str, Mapping[str, np.ndarray]],
+    predictor: Predictor,
     normalise: bool = True,
     source: bool = True,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """MRR and H@1, 2, 5, 10 of each set ("train", "val"), as `val-val/mrr`; see `ranks`."""
-    return {
-        f"{name}-{name}/{score}": value
-        for name, views in sets.items()
-        for score, value in scores(
-            ranks(predict, views, normalise=normalise, source=source, mesh=mesh)
-        ).items()
-    }
+    """MRR and H@1, 2, 5, 10 among the views of each object; see `ranks`.
+
+    Args:
+      sets: "val": "predictable" f32[n, V, E] and "latent" f32[n, V, L], of all stored views.
+      predictor: of those embeddings.
+
+    Returns:
+      `mrr`, `hit@1`, `hit@2`, `hit@5`, `hit@10`.
+    """
+    views = _queries.views(sets["val"], predictor.relation)
+    found = ranks(predictor.predict, views, normalise=normalise, source=source, mesh=mesh)
+    return scores(found)

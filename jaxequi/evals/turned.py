@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxequi.evals import _scores
+from jaxequi.errors import Refusal
+from jaxequi.objectives import classification
+
+SETS = ("val",)
+
+
+def reads(**options: Any) -> tuple[str, ...]:
+    """Names of the features that the evaluation reads."""
+    del options
+    return "turned_logits", "label"
 
 
 def accuracies(turned_logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -20,11 +29,11 @@ def accuracies(turned_logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return right.mean(0)
 
 
-def evaluate(features: Mapping[str, Any]) -> dict[str, float]:
+def evaluate(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Score the logits of turned images.
 
     Args:
-      features: "turned_logits" f32[N, A, K], turned by 0, 1, ... times 360 / A degrees, where 4
+      sets: "val": "turned_logits" f32[N, A, K], turned by 0, 1, ... times 360 / A degrees, where 4
         divides A; "label" i32[N].
 
     Returns:
@@ -35,9 +44,10 @@ def evaluate(features: Mapping[str, Any]) -> dict[str, float]:
     Raises:
       ValueError: angles that are not evenly spread over the quarters.
     """
+    features = sets["val"]
     logits, labels = np.asarray(features["turned_logits"]), np.asarray(features["label"])
     if logits.shape[1] % 4:
-        raise ValueError(
+        raise Refusal(
             f"the evaluation 'turned' takes 4, 8, ... angles, not {logits.shape[1]}; set "
             "config.method.turns"
         )
@@ -46,5 +56,5 @@ def evaluate(features: Mapping[str, Any]) -> dict[str, float]:
         "accuracy/seen": float(found[0]),
         "accuracy/unseen": float(found[:: len(found) // 4].mean()),
         "accuracy/circle": float(found.mean()),
-        "cross_entropy": _scores.cross_entropy(logits[:, 0], labels),
+        "cross_entropy": float(classification.cross_entropy(logits[:, 0], labels)),
     }

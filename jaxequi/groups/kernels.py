@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups.planar import Group
 from jaxequi.groups.representations import Irrep, Representation, irrep_matrices, irreps, is_complex
 
@@ -96,7 +97,7 @@ def highest_frequency(radius: float, size: int, cutoff: float = -1) -> float:
     if cutoff >= 0:
         return cutoff * radius
     if cutoff not in (-1, -2, -3):
-        raise ValueError(f"cutoff={cutoff}: give a number from 0 up, or one of -1, -2 and -3")
+        raise Refusal(f"cutoff={cutoff}: give a number from 0 up, or one of -1, -2 and -3")
     if radius == 0:
         return 0
     border = radius == size // 2
@@ -174,12 +175,12 @@ def basis(
     """
     group = rho_out.group
     if rho_in.group != group:
-        raise ValueError(
+        raise Refusal(
             f"{rho_in.name} is a representation of {rho_in.group.name} and {rho_out.name} one of "
             f"{group.name}: a filter joins fields of one group"
         )
     if size < 1 or size % 2 == 0:
-        raise ValueError(
+        raise Refusal(
             f"a kernel of size {size} has no central pixel about which {group.name} could turn it. "
             f"Take {max(1, size - 1)} or {size + 1}."
         )

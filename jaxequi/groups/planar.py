@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 
 CRYSTAL = {"p1": "c1", "p2": "c2", "p4": "c4", "pm": "d1", "p2m": "d2", "p4m": "d4"}
 """The planar symmorphic groups with these points, by their names in crystallography."""
@@ -35,7 +36,7 @@ class Group:
 
     def __post_init__(self):
         if self.rotations < 1:
-            raise ValueError(f"a group has at least one rotation, not {self.rotations}")
+            raise Refusal(f"a group has at least one rotation, not {self.rotations}")
 
     @property
     def name(self) -> str:
@@ -122,7 +123,7 @@ def check_on_grid(group: Group) -> None:
       ValueError: N is not 1, 2 or 4.
     """
     if not group.on_grid:
-        raise ValueError(
+        raise Refusal(
             f"{group.name} turns by {360 / group.rotations:g} degrees, which does not map the "
             "pixel grid onto itself. Take N = 1, 2 or 4, or the steerable layers."
         )
@@ -144,7 +145,7 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
       ValueError: the element turns by another angle than a multiple of 90 degrees.
     """
     if not group.exact[element]:
-        raise ValueError(
+        raise Refusal(
             f"{group.labels[element]} degrees of {group.name} does not map the pixel grid onto "
             "itself. Take `transform`, which interpolates."
         )
@@ -159,12 +160,12 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
 
 
 def act_on_field(group: Group, element: int, field: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
-    """Move a regular field f[..., H, W, C G]: its pixels by `act`, its slices by g^-1 h.
+    """Move a regular field f[..., H, W, C G]: its pixels by `transform`, its slices by g^-1 h.
 
     Raises:
-      ValueError: the channels are no multiple of the order of the group.
+      ValueError: the channels are no multiple of the order of the group, or as `transform`.
     """
-    field = act(group, element, field, axes)
+    field = transform(group, element, field, axes)
     parts = field.reshape(*field.shape[:-1], fields(group, field.shape[-1]), group.order)
     return parts[..., group.shift[element]].reshape(field.shape)
 
@@ -184,7 +185,7 @@ def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-
         return act(group, element, image, axes)
     h, w = (a % image.ndim for a in axes)
     if image.shape[h] != image.shape[w]:
-        raise ValueError(
+        raise Refusal(
             f"a picture of {image.shape[h]} x {image.shape[w]} pixels: {group.labels[element]} "
             "degrees needs a square one. Crop it."
         )
@@ -237,12 +238,12 @@ def subgroup(group: Group, part: Group, axis: int = 0) -> np.ndarray:
       ValueError: M does not divide N, mirrors in a group without, or no such mirror.
     """
     if group.rotations % part.rotations or part.mirrors > group.mirrors:
-        raise ValueError(
+        raise Refusal(
             f"{part.name} is no subgroup of {group.name}. Its turns must divide {group.rotations}"
             + ("." if group.mirrors else ", and it has no mirrors.")
         )
     if not 0 <= axis < (group.rotations if part.mirrors else 1):
-        raise ValueError(
+        raise Refusal(
             f"axis={axis}: {part.name} in {group.name} takes a mirror r^axis f with axis from 0 "
             f"to {group.rotations - 1}, and no axis without mirrors"
         )
@@ -258,7 +259,7 @@ def fields(group: Group, channels: int) -> int:
       ValueError: the channels are no multiple of the order of the group.
     """
     if channels % group.order:
-        raise ValueError(
+        raise Refusal(
             f"{channels} channels are no whole number of regular fields of {group.name}, "
             f"which has {group.order} elements. Give a multiple of {group.order}."
         )
@@ -281,5 +282,5 @@ def turn_then_flip(group: Group) -> np.ndarray:
     theirs = np.concatenate([turns, np.diag([1.0, -1.0]) @ turns])[: group.order]
     same = np.isclose(theirs[:, None], group.matrices[None]).all((-1, -2))
     if not same.any(1).all():
-        raise ValueError(f"{group.name} has no up-down flip, so it has no order by turn then flip")
+        raise Refusal(f"{group.name} has no up-down flip, so it has no order by turn then flip")
     return same.argmax(1).astype(np.int32)

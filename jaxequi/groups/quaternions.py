@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
+
 Array = Any  # np.ndarray | jax.Array
 
 FORMS = ("quaternion", "euler")
@@ -147,11 +149,11 @@ def relative_pose(latent1: Array, latent2: Array, form: str = "quaternion") -> A
       ValueError: unknown form, or latents without three angles.
     """
     if form not in FORMS:
-        raise ValueError(f"unknown form {form!r} of a relative pose; there is: {', '.join(FORMS)}")
+        raise Refusal(f"unknown form {form!r} of a relative pose; there is: {', '.join(FORMS)}")
     xp = _namespace(latent1, latent2)
     for latent in (latent1, latent2):
         if np.ndim(latent) < 1 or np.shape(latent)[-1] < 3:
-            raise ValueError(
+            raise Refusal(
                 f"latents must be [..., L] with L >= 3 (rotation x, y, z first), "
                 f"got shape {np.shape(latent)}"
             )

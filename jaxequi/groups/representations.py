@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 
@@ -47,7 +48,7 @@ def irrep_matrices(group: Group, irrep: Irrep) -> np.ndarray:
     """
     if irrep not in irreps(group):
         listed = ", ".join(map(str, irreps(group)))
-        raise ValueError(f"{group.name} has no irrep {irrep}. It has {listed}.")
+        raise Refusal(f"{group.name} has no irrep {irrep}. It has {listed}.")
     mirror, turn = np.divmod(np.arange(group.order), group.rotations)
     sign = irrep[0] if group.mirrors else 0
     k = 0 if group.mirrors and group.rotations == 1 else irrep[-1]
@@ -250,7 +251,7 @@ def _one_group(parts: Any) -> Group:
     groups = list(dict.fromkeys(p.group for p in parts))
     if len(groups) != 1:
         listed = " and ".join(g.name for g in groups) or "none"
-        raise ValueError(f"representations of one group are needed; given: {listed}")
+        raise Refusal(f"representations of one group are needed; given: {listed}")
     return groups[0]
 
 
@@ -270,7 +271,7 @@ class FieldType:
     def __post_init__(self):
         _one_group([r for r, _ in self.runs])
         if any(count < 1 for _, count in self.runs):
-            raise ValueError(f"{self}: a run has at least one field")
+            raise Refusal(f"{self}: a run has at least one field")
         merged: list[tuple[Representation, int]] = []
         for representation, count in self.runs:
             if merged and merged[-1][0] == representation:
@@ -357,9 +358,7 @@ def check_channels(kind: FieldType, channels: int) -> None:
       ValueError: the numbers differ.
     """
     if kind.size != channels:
-        raise ValueError(
-            f"the input has {channels} channels, and the type takes {kind.size}: {kind}"
-        )
+        raise Refusal(f"the input has {channels} channels, and the type takes {kind.size}: {kind}")
 
 
 def check_pointwise(kind: FieldType, what: str) -> None:
@@ -370,7 +369,7 @@ def check_pointwise(kind: FieldType, what: str) -> None:
     """
     mixing = sorted({r.name for r, _ in kind.runs if not r.pointwise})
     if mixing:
-        raise ValueError(
+        raise Refusal(
             f"{what} acts on single channels, and {kind.group.name} mixes those of "
             f"{', '.join(mixing)}. Take regular, quotient or trivial fields, or act on norms."
         )

@@ -1,3 +1,3 @@
 """Learning methods: each file has `make(...) -> Method`; its name is its registration."""
 
-from jaxequi.methods._probe import with_probe as with_probe
+from jaxequi.methods._online import with_online_heads as with_online_heads

@@ -22,10 +22,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxequi.methods._relation import Relation
+from jaxequi.errors import Refusal
 from jaxequi.nn import heads
 from jaxequi.objectives import collapse
-from jaxequi.types import Array, Batch, Features, Method, Metrics, Output, Progress, PyTree
+from jaxequi.types import (
+    Array,
+    Batch,
+    Features,
+    Method,
+    Metrics,
+    Output,
+    Progress,
+    PyTree,
+    Relation,
+)
 
 
 class Encoded(NamedTuple):
@@ -84,10 +94,7 @@ class Plain(Network):
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
         width = self.projector.widths[-1]
-        return {
-            "representation": (self.backbone.features, 0),
-            "embedding": (width - self.free, self.free),
-        }
+        return {"embedding": (width - self.free, self.free)} if self.free else {}
 
     def encode(self, images: Array, train: bool) -> Encoded:
         representation = self.backbone(images, train)
@@ -152,7 +159,7 @@ def projector(
     share = fractions.Fraction(part, whole)
     sizes = [round(width * share) for width in heads.widths(text)]
     if not sizes or min(sizes) < 1:
-        raise ValueError(
+        raise Refusal(
             f"projector {text!r} leaves a part of {part} in {whole} dimensions the widths {sizes}; "
             "give at least one layer, and wide enough ones"
         )
@@ -175,7 +182,7 @@ def make(
     def inputs(batch: Batch) -> tuple[Array, Any]:
         views = batch["views"]
         if views.ndim < 3 or views.shape[1] != 2:
-            raise ValueError(
+            raise Refusal(
                 f"this method compares two views of each example, batch['views'] [B, 2, ...], not "
                 f"{views.shape}; give the data set two pipes of `views`"
             )
@@ -215,6 +222,8 @@ def make(
         variables = {"params": params, **extra}
         encoded: Any = network.apply(variables, images, train=False, method="encode")
         features = {"representation": encoded.representation, "embedding": encoded.embedding}
+        if predicts:
+            features["predictable"] = encoded.equi
         return {name: v.reshape(*views.shape[:2], -1) for name, v in features.items()}
 
     def predict(params: PyTree, extra: PyTree, embedding: Array, z: Array) -> Array:
@@ -226,5 +235,6 @@ def make(
         loss=loss,
         encode=encode,
         predict=predict if predicts else None,
+        relation=relation if predicts else None,
         parts=network.parts,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn import heads
 from jaxequi.objectives import contrastive, vicreg
@@ -23,7 +24,7 @@ embeddings of the two views, for terms that keep an embedding from collapsing.
 
 def _ntxent(temperature: float = 0.1) -> Objective:
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: it divides the similarities; use 0.1 or so")
+        raise Refusal(f"temperature={temperature}: it divides the similarities; use 0.1 or so")
 
     def objective(prediction: Array, x: Array, y: Array) -> tuple[Array, Metrics]:
         del x  # the negatives keep it from collapsing
@@ -82,7 +83,7 @@ def _hypernetwork(
 def _mlp(layers: int = 1, *, dtype: Any) -> nn.Module:
     """See `heads.MLPPredictor`."""
     if layers < 1:
-        raise ValueError(f"an mlp predictor with layers={layers}; it has at least 1")
+        raise Refusal(f"an mlp predictor with layers={layers}; it has at least 1")
     return heads.MLPPredictor(layers, dtype)
 
 

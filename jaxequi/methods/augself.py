@@ -12,11 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxequi.methods import _pair, _relation, _specs
+from jaxequi.groups import relation as relations
+from jaxequi.methods import _pair, _specs
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
 from jaxequi.objectives.regression import mean_squared_error
-from jaxequi.types import Array, Method, Metrics
+from jaxequi.types import Array, Method, Metrics, Relation
 
 
 class Network(_pair.Plain):
@@ -35,7 +36,7 @@ def make(
     objective: Mapping[str, Any],
     weight: float = 1.0,
     projector: str = "2048-2048-2048",
-    relation: str | _relation.Relation = "rotation",
+    relation: str | Relation = "rotation",
     norm: heads.Norm = norms.BatchNorm,
     dtype: Any = jnp.float32,
 ) -> Method:
@@ -46,14 +47,14 @@ def make(
       objective: dict(name="ntxent", ...) or dict(name="vicreg", ...), see `_specs`.
       weight: of the regression of z, which trains the backbone too.
       projector: widths.
-      relation: "rotation" or "rotation+color", see `_relation`.
+      relation: "rotation" or "rotation+color", see `groups.relation`.
       norm: of the projector.
       dtype: of the computations of projector and predictor.
 
     Raises:
       ValueError: widths that cannot be read, an unknown objective or relation.
     """
-    goal, target = _specs.objective(objective), _relation.relation(relation)
+    goal, target = _specs.objective(objective), relations.relation(relation)
     wide = 2 * backbone.features
     network = Network(
         backbone=backbone,

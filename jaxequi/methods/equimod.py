@@ -12,10 +12,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxequi.methods import _pair, _relation, _specs
+from jaxequi.groups import relation as relations
+from jaxequi.methods import _pair, _specs
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
-from jaxequi.types import Array, Method, Metrics
+from jaxequi.types import Array, Method, Metrics, Relation
 
 
 def make(
@@ -25,7 +26,7 @@ def make(
     equivariance_factor: float = 1.0,
     projector: str = "2048-2048-2048",
     predictor: Mapping[str, Any] = _specs.HYPERNETWORK,
-    relation: str | _relation.Relation = "rotation",
+    relation: str | Relation = "rotation",
     norm: heads.Norm = norms.BatchNorm,
     dtype: Any = jnp.float32,
 ) -> Method:
@@ -40,7 +41,7 @@ def make(
       objective: dict(name="ntxent", ...) or dict(name="vicreg", ...), see `_specs`.
       projector: widths of both projectors.
       predictor: dict(name="hypernetwork", ...) or dict(name="mlp", ...), see `_specs`.
-      relation: "rotation" or "rotation+color", see `_relation`.
+      relation: "rotation" or "rotation+color", see `groups.relation`.
       norm: of the projectors.
       dtype: of the computations of projectors and predictor.
 
@@ -65,4 +66,4 @@ def make(
         named = {"invariance": terms.pop("similarity"), "equivariance": more.pop("similarity")}
         return loss, named | {name: term + more[name] for name, term in terms.items()}
 
-    return _pair.make(network, both, _relation.relation(relation))
+    return _pair.make(network, both, relations.relation(relation))

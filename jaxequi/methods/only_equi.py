@@ -12,10 +12,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxequi.methods import _pair, _relation, _specs
+from jaxequi.groups import relation as relations
+from jaxequi.methods import _pair, _specs
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
-from jaxequi.types import Array, Method, Metrics
+from jaxequi.types import Array, Method, Metrics, Relation
 
 
 def make(
@@ -24,7 +25,7 @@ def make(
     objective: Mapping[str, Any],
     projector: str = "2048-2048-2048",
     predictor: Mapping[str, Any] = _specs.HYPERNETWORK,
-    relation: str | _relation.Relation = "rotation",
+    relation: str | Relation = "rotation",
     norm: heads.Norm = norms.BatchNorm,
     dtype: Any = jnp.float32,
 ) -> Method:
@@ -35,7 +36,7 @@ def make(
       objective: dict(name="ntxent", ...) or dict(name="vicreg", ...), see `_specs`.
       projector: widths.
       predictor: dict(name="hypernetwork", ...) or dict(name="mlp", ...), see `_specs`.
-      relation: "rotation" or "rotation+color", see `_relation`.
+      relation: "rotation" or "rotation+color", see `groups.relation`.
       norm: of the projector.
       dtype: of the computations of projector and predictor.
 
@@ -56,4 +57,4 @@ def make(
         loss, terms = goal(pair.prediction, pair.x.equi, pair.y.equi)
         return loss, {"equivariance": terms.pop("similarity"), **terms}
 
-    return _pair.make(network, equivariance, _relation.relation(relation))
+    return _pair.make(network, equivariance, relations.relation(relation))

@@ -13,11 +13,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxequi.methods import _pair, _relation, _specs
+from jaxequi.errors import Refusal
+from jaxequi.groups import relation as relations
+from jaxequi.methods import _pair, _specs
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
 from jaxequi.objectives import vicreg
-from jaxequi.types import Array, Method, Metrics
+from jaxequi.types import Array, Method, Metrics, Relation
 
 
 def make(
@@ -26,7 +28,7 @@ def make(
     equi: int = 256,
     projector: str = "2048-2048-2048",
     predictor: Mapping[str, Any] = _specs.HYPERNETWORK,
-    relation: str | _relation.Relation = "rotation",
+    relation: str | Relation = "rotation",
     similarity_weight: float = 10.0,
     equivariance_factor: float = 0.45,
     variance_weight: float = 10.0,
@@ -46,7 +48,7 @@ def make(
       backbone: (images f32[B, H, W, 3], train) -> f32[B, R]; R is its `features`.
       projector: widths for a whole representation, "2048-2048-2048".
       predictor: dict(name="hypernetwork", ...) or dict(name="mlp", ...), see `_specs`.
-      relation: "rotation" or "rotation+color", see `_relation`.
+      relation: "rotation" or "rotation+color", see `groups.relation`.
       similarity_weight: of invariance; of equivariance it is `equivariance_factor` times that.
       variance_weight, covariance_weight: of VICReg's regularisers, over both parts at once.
       vary_prediction: ask for variance of the prediction too (`SIENoVar` does not).
@@ -61,7 +63,7 @@ def make(
     features = backbone.features
     inv = features - equi
     if not 0 < equi < features:
-        raise ValueError(
+        raise Refusal(
             f"equi={equi} leaves a part of the {features} dimensions of the representation empty; "
             f"use 1 to {features - 1}"
         )
@@ -88,4 +90,4 @@ def make(
             loss += variance_weight * terms["prediction_variance"]
         return loss, terms
 
-    return _pair.make(network, objective, _relation.relation(relation))
+    return _pair.make(network, objective, relations.relation(relation))

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic
 from jaxequi.groups.rotation import rotate
@@ -58,7 +59,7 @@ def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp
       ValueError: fewer than one turn.
     """
     if turns < 1:
-        raise ValueError(f"turns={turns}: the upright image is one; take 1, 4 or 36")
+        raise Refusal(f"turns={turns}: the upright image is one; take 1, 4 or 36")
     network = Classifier(backbone, num_classes, dtype)
 
     def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -106,7 +107,7 @@ def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp
 def _images(batch: Batch) -> Array:
     views = batch["views"]
     if views.ndim != 5 or views.shape[1] != 1:
-        raise ValueError(
+        raise Refusal(
             f"classification takes one view of each example, batch['views'] [B, 1, H, W, 3], not "
             f"{views.shape}; give the data set one pipe of `views`"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.methods import _pair
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
@@ -45,7 +46,7 @@ def make(
     head = _pair.projector(projector, norm, dtype)
     alike = head.widths[-1] - free
     if not 0 < alike <= head.widths[-1]:
-        raise ValueError(
+        raise Refusal(
             f"free={free} of an embedding of {head.widths[-1]} dimensions; "
             f"use 0 to {head.widths[-1] - 1}"
         )

@@ -109,7 +109,7 @@ class GResNet(nn.Module):
       blocks: blocks of each stage; all stages but the first begin with stride 2.
       separable: None, `g` or `gc`: the form of the 3x3 kernels in the blocks.
       head: how pixels and slices are pooled (`HEADS`).
-      norm_groups: statistics groups of the norms.
+      norm: makes the norms, such as `nn.norm.BatchNorm`.
       remat: recompute each block in the backward pass.
       dtype: of the computation.
 
@@ -122,7 +122,7 @@ class GResNet(nn.Module):
     blocks: tuple[int, ...]
     separable: str | None = None
     head: str = "slices"
-    norm_groups: int = 1
+    norm: Any = BatchNorm
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -138,9 +138,8 @@ class GResNet(nn.Module):
         init = he_fan_out if self.group.order == 1 else None
         bound = {"group": self.group, "kernel_init": init, "dtype": self.dtype}
         norm = functools.partial(
-            BatchNorm,
+            self.norm,
             use_running_average=not train,
-            groups=self.norm_groups,
             field_size=self.group.order,
         )
         conv = functools.partial(GroupConv, padding=1, separable=self.separable, **bound)
@@ -172,7 +171,7 @@ def make(
     architecture: str = "p4resnet44",
     width: int | None = None,
     head: str | None = None,
-    norm_groups: int = 1,
+    norm: Any = BatchNorm,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> GResNet:
@@ -182,7 +181,7 @@ def make(
       architecture: a key of `ARCHITECTURES`.
       width: fields of the first stage, doubled from stage to stage; None takes the reference's.
       head: one of `HEADS`; None takes the reference's default, which for the ResNets is `slices`.
-      norm_groups, remat, dtype: as in `GResNet`.
+      norm, remat, dtype: as in `GResNet`.
 
     Raises:
       ValueError: no such architecture or head; the message lists what exists.
@@ -200,7 +199,7 @@ def make(
         row.blocks,
         row.separable,
         head=head,
-        norm_groups=norm_groups,
+        norm=norm,
         remat=remat,
         dtype=dtype,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.models.gresnet import pooled
@@ -58,5 +59,5 @@ def make(
       ValueError: an unknown group, or `remat` (one layer leaves nothing to save).
     """
     if remat:
-        raise ValueError("remat: a network of one layer has no blocks to recompute; leave it off")
+        raise Refusal("remat: a network of one layer has no blocks to recompute; leave it off")
     return OneGConv(planar.named(group), features, dtype)

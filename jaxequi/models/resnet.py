@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn.conv import Conv
 from jaxequi.nn.norm import BatchNorm
@@ -131,7 +132,7 @@ class ResNet(nn.Module):
         with stride 2 and no pool, by two: 48 pixels give 24x24, 12x12, 6x6 and 3x3 maps.
       zero_init_residual: start the last norm of each branch at scale 0, so that every block starts
         as its shortcut.
-      norm_groups: groups of the batch with statistics of their own (`nn.norm`).
+      norm: makes the norms, such as `nn.norm.BatchNorm`.
       dtype: of the computation; parameters, statistics and features are f32.
       remat: compute a block's inner maps again in the backward pass instead of keeping them.
 
@@ -149,7 +150,7 @@ class ResNet(nn.Module):
     end_relu: bool = True
     stem: str = "imagenet"
     zero_init_residual: bool = True
-    norm_groups: int = 1
+    norm: Any = BatchNorm
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -162,7 +163,7 @@ class ResNet(nn.Module):
         """Channels inside the branches of a stage."""
         per_group = int(self.stage_width(stage) * self.width_per_group / 64)
         if not per_group:
-            raise ValueError(
+            raise Refusal(
                 f"width={self.width} leaves no channel for each of the {self.groups} groups; at "
                 f"{self.width_per_group} channels a group it must be {64 // self.width_per_group} "
                 "or more."
@@ -184,7 +185,7 @@ class ResNet(nn.Module):
             if side < stem * stages or side // stem % stages:
                 below = side // (stem * stages) * stem * stages
                 near = sorted({below, below + stem * stages} - {0})
-                raise ValueError(
+                raise Refusal(
                     f"pictures of {height}x{width} do not fit a ResNet with the {self.stem!r} "
                     f"stem: side // {stem} must be a multiple of {stages}; resize {side} to "
                     f"{' or '.join(map(str, near))}, or choose another stem ({', '.join(_STEMS)})."
@@ -194,7 +195,7 @@ class ResNet(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         self.check_size(*x.shape[1:3])
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_he_fan_out)
-        norm = functools.partial(BatchNorm, use_running_average=not train, groups=self.norm_groups)
+        norm = functools.partial(self.norm, use_running_average=not train)
         block = nn.remat(self.block) if self.remat else self.block
         zero = self.zero_init_residual and self.end_relu
         last_scale = nn.initializers.zeros if zero else nn.initializers.ones
@@ -298,7 +299,7 @@ def make(
     width: int = 64,
     stem: str = "imagenet",
     zero_init_residual: bool = True,
-    norm_groups: int = 1,
+    norm: Any = BatchNorm,
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
 ) -> ResNet | SplitPathways:
@@ -316,12 +317,12 @@ def make(
     if stem not in _STEMS:
         raise unknown("stem", stem, _STEMS)
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"dtype {dtype!r}: networks compute in float32 or bfloat16.")
+        raise Refusal(f"dtype {dtype!r}: networks compute in float32 or bfloat16.")
     return NETWORKS[architecture](
         width=width,
         stem=stem,
         zero_init_residual=zero_init_residual,
-        norm_groups=norm_groups,
+        norm=norm,
         dtype=dtype,
         remat=remat,
     )

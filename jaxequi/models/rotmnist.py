@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.models.gresnet import pooled
@@ -39,7 +40,7 @@ class RotMnistNet(nn.Module):
       planes: fields of every layer.
       pools: 1 or 2 (`POOLED_AFTER`).
       dropout: rate after `DROPPED_AFTER`, element by element; its key is the stream `dropout`.
-      norm_groups: statistics groups of the norms.
+      norm: makes the norms, such as `nn.norm.BatchNorm`.
       dtype: of the computation.
 
     Raises:
@@ -50,7 +51,7 @@ class RotMnistNet(nn.Module):
     planes: int = 10
     pools: int = 1
     dropout: float = 0.0
-    norm_groups: int = 1
+    norm: Any = BatchNorm
     dtype: Any = jnp.float32
 
     @property
@@ -73,7 +74,7 @@ class RotMnistNet(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
-            norm = BatchNorm(not train, self.norm_groups, self.group.order, name=f"bn{i}")
+            norm = self.norm(not train, field_size=self.group.order, name=f"bn{i}")
             x = nn.relu(norm(x))
             if self.dropout and i in DROPPED_AFTER:
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
@@ -87,7 +88,7 @@ def make(
     planes: int = 10,
     pools: int = 1,
     dropout: float = 0.0,
-    norm_groups: int = 1,
+    norm: Any = BatchNorm,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> RotMnistNet:
@@ -101,9 +102,7 @@ def make(
         `remat` (seven layers leave nothing to save).
     """
     if pools not in POOLED_AFTER:
-        raise ValueError(f"pools={pools}: the networks have {' or '.join(map(str, POOLED_AFTER))}")
+        raise Refusal(f"pools={pools}: the networks have {' or '.join(map(str, POOLED_AFTER))}")
     if remat:
-        raise ValueError(
-            "remat: a network of seven layers has no blocks to recompute; leave it off"
-        )
-    return RotMnistNet(planar.named(group), planes, pools, dropout, norm_groups, dtype)
+        raise Refusal("remat: a network of seven layers has no blocks to recompute; leave it off")
+    return RotMnistNet(planar.named(group), planes, pools, dropout, norm, dtype)

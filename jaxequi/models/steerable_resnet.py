@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.models.gresnet import pooled
@@ -169,7 +170,7 @@ def make(
         forms = [f"{g}<N>resnet{depth}" for g in "cd" for depth in DEPTHS]
         raise names.unknown("architecture", architecture, forms)
     if width is not None and fast:
-        raise ValueError(f"width={width} and fast=True are two widths; give one of them")
+        raise Refusal(f"width={width} and fast=True are two widths; give one of them")
     group, depth = planar.named(parts[1]), int(parts[2])
     sizes, block = DEPTHS[depth]
     width = default_width(group, depth, fast) if width is None else width

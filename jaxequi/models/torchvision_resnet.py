@@ -85,7 +85,7 @@ class ResNet(nn.Module):
       block: `BasicBlock` or `Bottleneck`.
       width: channels of the first stage, doubled by each of the following.
       zero_init_residual: start the last norm of each branch with scale 0.
-      norm_groups: groups of the batch with statistics of their own; see `nn.norm`.
+      norm: makes the norms, such as `nn.norm.BatchNorm`.
       dtype: of the computation; parameters, statistics and features are f32.
       remat: compute each block again in the backward pass instead of keeping its inner maps.
     """
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
     block: type[BasicBlock]
     width: int = 64
     zero_init_residual: bool = False
-    norm_groups: int = 1
+    norm: Any = BatchNorm
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=_he_fan_out)
-        norm = functools.partial(BatchNorm, use_running_average=not train, groups=self.norm_groups)
+        norm = functools.partial(self.norm, use_running_average=not train)
         block = nn.remat(self.block) if self.remat else self.block
         last = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
 
@@ -140,7 +140,7 @@ def make(
     *,
     width: int = 64,
     zero_init_residual: bool = False,
-    norm_groups: int = 1,
+    norm: Any = BatchNorm,
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
 ) -> ResNet:
@@ -152,4 +152,4 @@ def make(
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
     sizes, block = NETWORKS[architecture]
-    return ResNet(sizes, block, width, zero_init_residual, norm_groups, dtype, remat)
+    return ResNet(sizes, block, width, zero_init_residual, norm, dtype, remat)

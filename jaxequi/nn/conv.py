@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxequi.errors import Refusal
 from jaxequi.types import Array
 
 _TINY = 2  # sides of an output up to which a CPU takes the matrix product
@@ -123,7 +124,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         if self.groups < 1 or channels % self.groups or self.features % self.groups:
-            raise ValueError(
+            raise Refusal(
                 f"Conv: groups={self.groups} must divide the channels, {channels} in and "
                 f"{self.features} out."
             )

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.nn.conv import Window, conv2d
@@ -54,12 +55,12 @@ def bank_index(group: Group, size: int, slices: int) -> np.ndarray:
     """
     planar.check_on_grid(group)
     if group.mirrors and size % 2 == 0:
-        raise ValueError(
+        raise Refusal(
             f"a kernel of size {size} has no central row that a mirror of {group.name} could keep. "
             "Take an odd size, or a group without mirrors."
         )
     if slices not in (1, group.order):
-        raise ValueError(
+        raise Refusal(
             f"the parameter holds {slices} slices; {group.name} takes 1 (plain images) or "
             f"{group.order} (its feature maps)."
         )
@@ -84,7 +85,7 @@ def filter_bank(kernel: Array, group: Group) -> Array:
     """
     rows, columns, slices, fields_in, fields_out = kernel.shape
     if rows != columns:
-        raise ValueError(f"a kernel of {rows} x {columns} taps is not square, so it cannot turn")
+        raise Refusal(f"a kernel of {rows} x {columns} taps is not square, so it cannot turn")
     index = bank_index(group, rows, slices)
     if group.order == 1:
         return kernel[:, :, 0]
@@ -169,7 +170,7 @@ def _convolve(
     groups: int = 1,
 ) -> Array:
     if x.shape[-1] != groups * bank.shape[-2]:
-        raise ValueError(
+        raise Refusal(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
             f"A layer between feature maps of {group.name} takes {group.order} for each field."
         )
@@ -196,7 +197,7 @@ def convolve(
     )
     k = bank.shape[0]
     if rows.outputs(x.shape[1], k) < 1 or columns.outputs(x.shape[2], k) < 1:
-        raise ValueError(
+        raise Refusal(
             f"an image of {x.shape[1]} x {x.shape[2]} pixels with padding {pair(padding)} is "
             f"smaller than the kernel, which reaches over {rows.reach(k)} x {columns.reach(k)}."
         )

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import quaternions
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.types import Array
@@ -29,7 +30,7 @@ def widths(text: str) -> tuple[int, ...]:
     """
     parts = text.split("-") if text else []
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(
+        raise Refusal(
             f"layer widths {text!r}: write whole numbers above 0 with dashes between them, such "
             "as '2048-2048-512'"
         )
@@ -193,9 +194,7 @@ def _e3nn() -> Any:
     try:
         import e3nn_jax
     except ImportError as error:
-        raise ValueError(
-            'a predictor of irreps needs e3nn-jax: pip install -e ".[wigner]"'
-        ) from error
+        raise Refusal('a predictor of irreps needs e3nn-jax: pip install -e ".[wigner]"') from error
     return e3nn_jax
 
 
@@ -245,12 +244,12 @@ class WignerPredictor(nn.Module):
     def __call__(self, h: Array, z: Array) -> Array:
         irreps = _e3nn().Irreps(self.irreps)
         if irreps.dim != h.shape[-1]:
-            raise ValueError(
+            raise Refusal(
                 f"irreps {self.irreps!r} have {irreps.dim} dimensions, the embedding has "
                 f"{h.shape[-1]}; a projector of that last width, or other irreps, would fit"
             )
         if z.shape[-1] != 4:
-            raise ValueError(
+            raise Refusal(
                 f"a rotation acts here, given by 4 numbers, and the relation has {z.shape[-1]}; "
                 "use relation='rotation'"
             )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups.representations import FieldType, check_channels, check_pointwise
 from jaxequi.types import Array
 
@@ -26,7 +27,7 @@ def _rows(x: Array, groups: int) -> Array:
     """
     batch, channels = x.shape[0], x.shape[-1]
     if groups < 1 or batch % groups:
-        raise ValueError(
+        raise Refusal(
             f"BatchNorm: groups={groups} does not divide the batch of {batch}; choose a divisor."
         )
     shape = (-1, channels) if groups == 1 else (groups, -1, channels)
@@ -36,7 +37,7 @@ def _rows(x: Array, groups: int) -> Array:
 def _field_means(rows: Array, groups: int, field_size: int) -> Array:
     """Mean over the rows of each group and the channels of each field: f32[G, F]."""
     if field_size < 1 or rows.shape[-1] % field_size:
-        raise ValueError(
+        raise Refusal(
             f"BatchNorm: field_size={field_size} does not divide the {rows.shape[-1]} channels."
         )
     return jnp.mean(jnp.mean(rows, -2).reshape(groups, -1, field_size), -1)
@@ -157,6 +158,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       unbiased: running variance with n - 1; False for `plainsync` of revisitAIRL.
       scale_init: zeros for the last norm of a residual branch.
+      affine: learn `scale` and `bias`; without, they are 1 and 0 and no parameters.
 
     Raises:
       ValueError: groups does not divide B, field_size does not divide C, or a training batch has
@@ -170,6 +172,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     unbiased: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
@@ -179,8 +182,10 @@ class BatchNorm(nn.Module):
         fields = (x.shape[-1] // self.field_size,)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, fields, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, fields, jnp.float32)
-        scale = self.param("scale", self.scale_init, fields, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, fields, jnp.float32)
+        scale, bias = jnp.ones(fields), jnp.zeros(fields)
+        if self.affine:
+            scale = self.param("scale", self.scale_init, fields, jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, fields, jnp.float32)
         if evaluate:
             mean, var = running_mean.value[None], running_var.value[None]
             return normalize(x, mean, var, scale, bias, self.epsilon)
@@ -188,7 +193,7 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             count = x.size // mean.size
             if count < 2:
-                raise ValueError(
+                raise Refusal(
                     f"BatchNorm: input {x.shape} in {self.groups} groups leaves one number a "
                     "channel, which has no variance; use a larger batch or fewer groups."
                 )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.groups.representations import FieldType, check_channels, check_pointwise
@@ -122,7 +123,7 @@ def blur_pool(x: Array, sigma: float = 0.66, strides: Pair = 2) -> Array:
       ValueError: sigma is not above 0.
     """
     if sigma <= 0:
-        raise ValueError(f"sigma={sigma}: the width of a blur is above 0")
+        raise Refusal(f"sigma={sigma}: the width of a blur is above 0")
     reach = round(3 * sigma)
     line = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     taps = np.outer(line, line) / line.sum() ** 2
@@ -163,9 +164,7 @@ def _windows(x, window, strides, padding, dilation=1, ceil_mode=False) -> _Windo
     for n, k, s, p, d in zip(x.shape[1:3], window, strides, padding, dilation):
         room = n + 2 * p - d * (k - 1) - 1
         if room < 0:
-            raise ValueError(
-                f"a side of {n} pixels with padding {p} is smaller than the window {k}"
-            )
+            raise Refusal(f"a side of {n} pixels with padding {p} is smaller than the window {k}")
         overhang = -room % s
         # torch drops a last window that would start in the far padding
         hangs = ceil_mode and room + overhang < n + p

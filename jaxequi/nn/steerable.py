@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import kernels, planar, representations
 from jaxequi.groups.planar import Group
 from jaxequi.groups.representations import (
@@ -74,7 +75,7 @@ def pairs(space: FilterSpace) -> tuple[_Pair, ...]:
     """
     a, b = space.type_in, space.type_out
     if a.group != b.group:
-        raise ValueError(
+        raise Refusal(
             f"the input is of {a.group.name} ({a}) and the output of {b.group.name} ({b}): a "
             "steerable layer joins fields of one group. Restrict one of them."
         )
@@ -89,7 +90,7 @@ def pairs(space: FilterSpace) -> tuple[_Pair, ...]:
                 shape = (count, len(channels_in), len(channels_out))
                 found.append(_Pair(name, rho_in, rho_out, shape, basis))
     if not found:
-        raise ValueError(
+        raise Refusal(
             f"no filter of size {space.size} with cutoff={space.cutoff} leads from {a} to {b}. "
             "Take a larger kernel or a higher cutoff."
         )

@@ -1,15 +1,24 @@
-"""Naming a class: the loss and the score."""
+"""Naming a class: the loss and the score.
+
+Scores are the same function in a training step and over a whole held-out set: JAX arrays are
+answered in kind, numpy arrays in float64.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxequi.types import Array
+Array = Any  # np.ndarray | jax.Array
 
 
-def _of_label(logits: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(logits, labels[..., None], axis=-1)
+def _kind(logits: Array) -> tuple[Any, Array]:
+    if isinstance(logits, jax.Array):
+        return jnp, logits
+    return np, np.asarray(logits, np.float64)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -19,7 +28,13 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       logits: f32[..., C].
       labels: i32[...].
     """
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - _of_label(logits, labels)[..., 0])
+    xp, logits = _kind(logits)
+    own = xp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    if xp is jnp:
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - own)
+    largest = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
+    return np.mean(total - own)
 
 
 def top_k(logits: Array, labels: Array, k: int) -> Array:
@@ -32,7 +47,8 @@ def top_k(logits: Array, labels: Array, k: int) -> Array:
       logits: f32[..., C].
       labels: i32[...].
     """
-    own = _of_label(logits, labels)
-    earlier = jnp.arange(logits.shape[-1]) < labels[..., None]
+    xp, logits = _kind(logits)
+    own = xp.take_along_axis(logits, labels[..., None], axis=-1)
+    earlier = xp.arange(logits.shape[-1]) < labels[..., None]
     ahead = ~(logits <= own) | ((logits == own) & earlier)
-    return jnp.mean(jnp.sum(ahead, axis=-1) < k)
+    return xp.mean(xp.sum(ahead, axis=-1) < k)

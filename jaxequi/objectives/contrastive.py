@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.types import Array
 
 
@@ -25,7 +26,7 @@ def _similarities(a: Array, b: Array, temperature: float) -> tuple[Array, Array]
       f32[2N, 2N] with -inf on the diagonal, f32[2N].
     """
     if a.shape != b.shape:
-        raise ValueError(f"both sides need one shape, not {a.shape} and {b.shape}")
+        raise Refusal(f"both sides need one shape, not {a.shape} and {b.shape}")
     rows = l2_normalize(jnp.concatenate([a, b]))
     similarity = jnp.matmul(rows, rows.T, precision="highest") / temperature
     positive = jnp.sum(rows * jnp.roll(rows, len(a), axis=0), axis=-1) / temperature

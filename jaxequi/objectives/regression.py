@@ -1,24 +1,42 @@
-"""How far a prediction is from its target, and how much of the target it explains."""
+"""How far a prediction is from its target, and how much of the target it explains.
+
+The same functions in a training step and over a whole held-out set: JAX arrays are answered in
+kind, numpy arrays in float64.
+"""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from typing import Any
 
-from jaxequi.types import Array
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any  # np.ndarray | jax.Array
 
 # The `r2` of a constant guess of 3DIEBench's relative quaternions, whose w has a large mean.
 POOLED_R2_FLOOR = 0.229
 
 
+def _kind(*arrays: Array) -> tuple[Any, ...]:
+    if any(isinstance(a, jax.Array) for a in arrays):
+        return jnp, *arrays
+    return np, *(np.asarray(a, np.float64) for a in arrays)
+
+
 def mean_squared_error(prediction: Array, target: Array) -> Array:
     """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
-    return jnp.mean(jnp.square(prediction - target))
+    xp, prediction, target = _kind(prediction, target)
+    return xp.mean(xp.square(prediction - target))
 
 
-def _explained(residual: Array, total: Array) -> Array:
+def _explained(prediction: Array, target: Array, axis: int | None) -> Array:
     """1 - residual / total; 0 where the target is constant and leaves nothing to explain."""
+    xp, prediction, target = _kind(prediction, target)
+    residual = xp.sum(xp.square(prediction - target), axis=axis)
+    total = xp.sum(xp.square(target - xp.mean(target, axis=axis)), axis=axis)
     constant = total == 0
-    return jnp.where(constant, 0, 1 - residual / jnp.where(constant, 1, total))
+    return xp.where(constant, 0, 1 - residual / xp.where(constant, 1, total))
 
 
 def r2(prediction: Array, target: Array) -> Array:
@@ -34,11 +52,9 @@ def r2(prediction: Array, target: Array) -> Array:
     Returns:
       f32[].
     """
-    residual = jnp.sum(jnp.square(prediction - target))
-    return _explained(residual, jnp.sum(jnp.square(target - jnp.mean(target))))
+    return _explained(prediction, target, None)
 
 
 def r2_per_column(prediction: Array, target: Array) -> Array:
     """Coefficient of determination of each column against its own mean: f32[K] of f32[N, K]."""
-    residual = jnp.sum(jnp.square(prediction - target), axis=0)
-    return _explained(residual, jnp.sum(jnp.square(target - jnp.mean(target, axis=0)), axis=0))
+    return _explained(prediction, target, 0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxequi.errors import Refusal
 from jaxequi.objectives.regression import mean_squared_error
 from jaxequi.types import Array, Metrics
 
 
 def _centered(a: Array) -> Array:
     if len(a) < 2:
-        raise ValueError(f"variance and covariance need two rows or more, not {a.shape}")
+        raise Refusal(f"variance and covariance need two rows or more, not {a.shape}")
     return a - jnp.mean(a, axis=0)
 
 

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from jaxequi.errors import Refusal
 from jaxequi.train.state import TrainState
 from jaxequi.types import PyTree
 
@@ -46,9 +47,9 @@ class Checkpoints:
           ValueError: `keep` or `best_mode` out of range.
         """
         if keep < 1:
-            raise ValueError(f"keep_checkpoints={keep}: at least 1 is needed to resume from")
+            raise Refusal(f"keep_checkpoints={keep}: at least 1 is needed to resume from")
         if best_mode not in ("max", "min"):
-            raise ValueError(f"best_mode={best_mode!r}: use 'max' or 'min'")
+            raise Refusal(f"best_mode={best_mode!r}: use 'max' or 'min'")
         self.directory = epath.Path(directory)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         options: dict[str, Any] = {}
@@ -128,7 +129,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # tensorstore, json and orbax each raise their own kinds
-            raise ValueError(
+            raise Refusal(
                 f"checkpoint {self.directory / str(step)} cannot be read: "
                 f"{type(error).__name__}: {str(error).splitlines()[0]}\n"
                 "It is damaged, or of another model. Remove that folder to go on from the "
@@ -163,7 +164,7 @@ def read_network(
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"there is no folder {directory}; give the folder of a run")
+        raise Refusal(f"there is no folder {directory}; give the folder of a run")
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(),
         **{name: ocp.JsonCheckpointHandler() for name in ("config", "window")},
@@ -172,7 +173,7 @@ def read_network(
         steps = manager.all_steps()
         chosen = manager.latest_step() if step is None else step
         if chosen not in steps:
-            raise ValueError(f"no checkpoint of step {step} in {directory}; there is {steps}")
+            raise Refusal(f"no checkpoint of step {step} in {directory}; there is {steps}")
         try:
             saved = manager.item_metadata(chosen)["state"].tree
             wanted = {name: saved[name] for name in ("params", "extra")}
@@ -185,7 +186,7 @@ def read_network(
                 ),
             )
         except Exception as error:  # tensorstore, json and orbax each raise their own kinds
-            raise ValueError(
+            raise Refusal(
                 f"checkpoint {directory / str(chosen)} cannot be read: {type(error).__name__}: "
                 f"{str(error).splitlines()[0]}\nIt is damaged; give another step."
             ) from error

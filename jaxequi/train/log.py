@@ -12,6 +12,7 @@ from typing import Any
 
 import clu.parameter_overview
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
@@ -70,6 +71,29 @@ class Window:
         if not rows:
             return {}
         return {name: _digits(float(np.mean([row[name] for row in rows]))) for name in rows[0]}
+
+
+@jax.jit
+def _all_finite(params: PyTree) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+
+
+def check_finite(step: int, params: PyTree) -> None:
+    """See that every parameter is finite.
+
+    Raises:
+      NonFiniteError: names those that are not, and the step.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    sound = jax.device_get(_all_finite(params))
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, finite in zip(paths, sound, strict=True)
+        if not finite
+    ]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise NonFiniteError(f"not finite after step {step}: {', '.join(bad[:3])}{more}")
 
 
 def _digits(value: float) -> float:

@@ -4,251 +4,137 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from jaxequi.train import log
+from jaxequi.errors import Refusal
+from jaxequi.train import evaluate, log
 from jaxequi.train import mesh as meshes
+from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
-from jaxequi.train.state import TrainState, draw_options, initialise
-from jaxequi.train.step import Augment, make_eval_step, make_train_step
-from jaxequi.types import Batch, Features, Method, PyTree
+from jaxequi.train.interruption import Interruption
+from jaxequi.train.job import Job
+from jaxequi.train.programs import Programs, lower_job
+from jaxequi.train.state import TrainState
+from jaxequi.types import Batch, PyTree
 
-CONFIG_FILE = "config.json"
-EXAMPLES_FILE = "examples.npz"  # the first pictures of the first batch, for the report
 FINISHED, INTERRUPTED = 0, 85  # exit codes; 85 asks a scheduler to run the same command again
 # Steps that may be under way before the host waits for the oldest: enough to hide the dispatch,
 # few enough that their batches fit in memory.
 STEPS_AHEAD = 4
-
-Batches = Callable[..., AbstractContextManager[Iterator[Batch]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A pass over a held-out set.
-
-    Attributes:
-      batches: `() -> context of host batches`, each example once, with `mask`.
-      batch_size: global size of those batches.
-      features: `(encode, batches) -> {name: array[n, ...]}` gathers a set's features.
-      evaluate: `features -> metrics`.
-    """
-
-    batches: Batches
-    batch_size: int
-    features: Callable[..., dict[str, np.ndarray]]
-    evaluate: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A run, as plain objects; `experiment.build` makes one of a config.
-
-    Attributes:
-      batches: `(start, stop) -> context of host batches` of the steps start .. stop - 1.
-      config: what is saved beside the state, and compared when a run goes on.
-      free_fields: dotted config fields that may change between two starts of a run, because the
-        result does not depend on them.
-      preflight: what is to be said of the first host batch before anything is compiled; it raises
-        ValueError to refuse the run.
-      initial: values that the state starts with in place of drawn ones, as a tree of part of it:
-        {"extra": {"backbone": ...}}; of a checkpoint, for example.
-      eval_augment: in place of `augment` where nothing may be drawn.
-    """
-
-    method: Method
-    optimizer: optax.GradientTransformation
-    augment: Augment
-    mesh: Mesh
-    batches: Batches
-    batch_size: int
-    examples: int
-    steps_per_epoch: int
-    total_steps: int
-    config: dict[str, Any]
-    class_names: Sequence[str] = ()
-    evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
-    sharding_rules: meshes.Rules = ()
-    seed: int = 0
-    accumulate: int = 1
-    log_every: int = 50
-    eval_every: int = 0
-    save_every: int = 1000
-    keep_checkpoints: int = 2
-    best: str | None = None
-    best_mode: str = "max"
-    show: Sequence[str] = ("loss",)
-    profile_steps: tuple[int, int] | None = None
-    free_fields: Sequence[str] = ()
-    preflight: Callable[[Batch], str] | None = None
-    eval_augment: Augment | None = None
-    initial: PyTree = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The programs of a job, and where its state lives.
-
-    `eval_step` compiles when it is first called, `train_step` by `compiled`.
-    """
-
-    initialise: Callable[[], TrainState]
-    train_step: Any
-    eval_step: Any
-    shapes: PyTree
-    shardings: PyTree
-
-    def compiled(self) -> Programs:
-        """The same with a compiled `train_step`."""
-        return dataclasses.replace(self, train_step=self.train_step.compile())
-
-
-def lower_job(job: Job, batch: Batch, beside: futures.Executor | None = None) -> Programs:
-    """Trace a job's programs for the shapes of a host batch.
-
-    Args:
-      beside: where the program that makes the first state compiles while the step is traced;
-        without, it compiles when `initialise` is called.
-
-    Raises:
-      ValueError: the method refuses the shapes of the batch (before the step is compiled).
-    """
-    key = jax.random.key(job.seed)
-    given = meshes.batch_shapes(job.mesh, batch, job.batch_size)
-
-    def init(key: jax.Array) -> TrainState:
-        # Parameters depend on shapes alone: XLA drops the zeros and all that is made of them.
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), given)
-        return initialise(job.method, job.optimizer, key, job.augment(key, zeros))
-
-    shapes = jax.eval_shape(init, key)
-    shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
-    options = draw_options(job.mesh.devices.flat[0].platform)
-    draw = jax.jit(init, out_shardings=shardings, compiler_options=options).lower(key)
-    drawn = beside.submit(draw.compile).result if beside else draw.compile
-    state = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
-    )
-    whole = meshes.replicated(job.mesh)
-    step = make_train_step(
-        job.method,
-        job.optimizer,
-        job.augment,
-        total_steps=job.total_steps,
-        steps_per_epoch=job.steps_per_epoch,
-        accumulate=job.accumulate,
-    )
-    train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-    return Programs(
-        initialise=lambda: _lay(job.initial, drawn()(key)),
-        train_step=train_step.lower(state, given),
-        eval_step=jax.jit(
-            make_eval_step(job.method, job.eval_augment or job.augment), out_shardings=whole
-        ),
-        shapes=shapes,
-        shardings=shardings,
-    )
-
-
-def _lay(initial: PyTree, state: TrainState) -> TrainState:
-    """Replace the leaves of a fresh state for which there are given values."""
-    given = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): value
-        for path, value in jax.tree_util.tree_leaves_with_path(initial)
-    }
-
-    def place(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in given:
-            return leaf
-        value = given.pop(name)
-        if value.shape != leaf.shape:
-            raise ValueError(f"{name} is to start with shape {value.shape}, it has {leaf.shape}")
-        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
-
-    state = jax.tree_util.tree_map_with_path(place, state)
-    if given:
-        raise ValueError(f"the state has no {', '.join(given)}")
-    return state
+KEPT_EXAMPLES = 5000  # of each set whose features are kept for the report
 
 
 def run(job: Job, workdir: pathlib.Path) -> int:
     """Train a job in a directory, from its newest checkpoint if there is one.
 
+    Whatever can be refused is refused before the directory is made or anything is compiled.
+
     Returns:
-      FINISHED, or INTERRUPTED after SIGTERM or SIGINT (state saved; the same call goes on).
+      FINISHED, or INTERRUPTED after SIGTERM, SIGINT or SIGUSR1 (state saved; the same call goes
+      on).
 
     Raises:
-      ValueError: the directory holds another config's run, or a checkpoint that cannot be read.
-      NonFiniteError: a metric became NaN or infinite; the last checkpoint is from before.
+      ValueError: bad input, a directory that holds another config's run or is in use, or a
+        checkpoint that cannot be read.
+      NonFiniteError: a metric or a parameter became NaN or infinite; the last checkpoint is from
+        before.
     """
-    prepare_workdir(job, workdir)
-    checkpoints = Checkpoints(
-        workdir.absolute() / "checkpoints",
+    began = time.monotonic()
+    begun = folders.check(workdir, job.config, job.free_fields)
+    start = _latest(job, workdir) if begun else None
+    if start is not None and start >= job.total_steps:
+        print(f"{workdir}: finished, {start} of {job.total_steps} steps done")
+        return FINISHED
+    said = job.preflight(job.shapes()) if job.preflight else None
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(job.batches(start or 0, job.total_steps))
+        batches = _ahead(opened)
+        beside = stack.enter_context(futures.ThreadPoolExecutor(1))
+        programs = lower_job(job, None if begun else beside)
+        stack.enter_context(folders.held(workdir, job.config, begun))
+        checkpoints = stack.enter_context(contextlib.closing(_checkpoints(job, workdir)))
+        told = stack.enter_context(
+            contextlib.closing(
+                log.RunLog(
+                    workdir, start_step=start or 0, total_steps=job.total_steps, show=job.show
+                )
+            )
+        )
+        interruption = stack.enter_context(Interruption())
+        told.say(_announcement(job, workdir))
+        if said:
+            told.say(said)
+        programs = programs.compiled()
+        if start is not None:
+            state, rows = checkpoints.restore(start, programs.shapes, programs.shardings)
+            told.say(f"going on from step {start}")
+        else:
+            state, rows = programs.initialise(), []
+            told.say(_table(job, state, programs))
+        loop = _Loop(job, workdir, programs, checkpoints, told, interruption, began)
+        if not job.total_steps:
+            return loop.evaluate_only(state)
+        return loop.train(state, log.Window(rows), start or 0, batches)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first one read now: what cannot be read is told before all else."""
+    first = list(itertools.islice(batches, 1))
+    return itertools.chain(first, batches)
+
+
+def _checkpoints(job: Job, workdir: pathlib.Path) -> Checkpoints:
+    return Checkpoints(
+        workdir.absolute() / folders.CHECKPOINTS,
         keep=job.keep_checkpoints,
         best=job.best,
         best_mode=job.best_mode,
     )
-    with contextlib.closing(checkpoints):
-        start = checkpoints.latest_step() or 0
-        if start >= job.total_steps:
-            print(f"{workdir}: finished, {start} of {job.total_steps} steps done")
-            return FINISHED
-        told = log.RunLog(workdir, start_step=start, total_steps=job.total_steps, show=job.show)
-        with contextlib.closing(told), Interruption() as interruption:
-            return _train(job, workdir, checkpoints, told, interruption, start)
 
 
-def _train(
-    job: Job,
-    workdir: pathlib.Path,
-    checkpoints: Checkpoints,
-    told: log.RunLog,
-    interruption: Interruption,
-    start: int,
-) -> int:
-    began = time.monotonic()
-    with job.batches(start, job.total_steps) as batches:
-        batch = next(batches)
-        told.say(_announcement(job, workdir))
-        if job.preflight:
-            told.say(job.preflight(batch))
-        with futures.ThreadPoolExecutor(1) as beside:
-            compiled = lower_job(job, batch, None if start else beside).compiled()
-        if start:
-            state, rows = checkpoints.restore(start, compiled.shapes, compiled.shardings)
-            told.say(f"going on from step {start}")
-        else:
-            state, rows = compiled.initialise(), []
-            told.say(_table(state, compiled))
-            _save_arrays(
-                workdir / EXAMPLES_FILE,
-                _about(job) | {k: v[:16] for k, v in batch.items() if isinstance(v, np.ndarray)},
-            )
-        window, watch = log.Window(rows), Stopwatch(job.batch_size)
+def _latest(job: Job, workdir: pathlib.Path) -> int | None:
+    with contextlib.closing(_checkpoints(job, workdir)) as checkpoints:
+        return checkpoints.latest_step()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """What every step of a run has at hand."""
+
+    job: Job
+    workdir: pathlib.Path
+    programs: Programs
+    checkpoints: Checkpoints
+    told: log.RunLog
+    interruption: Interruption
+    began: float
+
+    def train(self, state: TrainState, window: log.Window, start: int, batches: Any) -> int:
+        """Do the steps after `start`, with what goes between them."""
+        job, told, watch = self.job, self.told, Stopwatch(self.job.batch_size)
         metrics: dict[str, float] = {}
         ahead: list[PyTree] = []
         for step in range(start + 1, job.total_steps + 1):
-            if step > start + 1:
-                with watch.waiting():
-                    batch = next(batches)
-            with _profile(job, workdir, step):
-                state, scalars = compiled.train_step(
+            if evaluate.refit_is_due(job, step - 1):
+                state = evaluate.refit(job, self.programs, state, step - 1, told.say)
+            with watch.waiting():
+                batch = next(batches)
+            if step == 1:
+                kept = {k: v[:16] for k, v in batch.items() if isinstance(v, np.ndarray)}
+                file = self.workdir / folders.EXAMPLES_FILE
+                folders.save_arrays(file, {**evaluate.about(job), **kept})
+            with _profile(job, self.workdir, step):
+                state, scalars = self.programs.train_step(
                     state, meshes.to_global(job.mesh, batch, job.batch_size)
                 )
             window.add(step, scalars)
@@ -257,36 +143,63 @@ def _train(
                 jax.block_until_ready(ahead.pop(0))
             if step == start + 1:
                 jax.block_until_ready(scalars)
-                told.say(f"first step after {time.monotonic() - began:.1f} s")
+                told.say(f"first step after {time.monotonic() - self.began:.1f} s")
                 watch = Stopwatch(job.batch_size)  # the first step waited for its compilation
             else:
                 watch.steps += 1
             told.step(step)
 
-            last, stop = step == job.total_steps, interruption.reached(step)
-            evaluate = bool(job.eval_every) and (step % job.eval_every == 0 or last)
-            log_now = step % job.log_every == 0 or evaluate or last
+            last, stop = step == job.total_steps, self.interruption.reached(step)
+            evaluated = bool(job.eval_every) and (step % job.eval_every == 0 or last)
+            log_now = step % job.log_every == 0 or evaluated or last
             if log_now:
                 metrics = window.mean() | {"epoch": step / job.steps_per_epoch} | watch.read()
-                if evaluate:
-                    metrics |= run_evaluations(job, compiled, state, workdir if last else None)
+                if evaluated:
+                    metrics |= self.evaluate(state, keep=last)
                 told.write(step, metrics)
                 watch = Stopwatch(job.batch_size)
-            if last or stop or step % job.save_every == 0:
-                # Fetching looks for NaNs, so that what is saved is sound.
-                rows = window.fetch()
-                checkpoints.save(step, state, job.config, rows, metrics if log_now else None)
+            # A score by which the best checkpoint is kept is of this very step, or of none.
+            if last or stop or step % job.save_every == 0 or (evaluated and job.best):
+                rows = (
+                    window.fetch()
+                )  # looks for NaNs, as does the next line: what is saved is sound
+                log.check_finite(step, state.params)
+                self.checkpoints.save(step, state, job.config, rows, metrics if log_now else None)
             if stop and not last:
-                checkpoints.wait()
+                self.checkpoints.wait()
                 told.say(
                     f"interrupted: step {step} is saved. To go on, give the same command with "
-                    f"--workdir={workdir}"
+                    f"--workdir={self.workdir}"
                 )
                 return INTERRUPTED
-    checkpoints.wait()
-    told.say(f"\nAfter {job.total_steps} steps, {log.duration(time.monotonic() - began)}:")
-    told.say(log.final_table(metrics))
-    return FINISHED
+        self.checkpoints.wait()
+        took = log.duration(time.monotonic() - self.began)
+        told.say(f"\nAfter {job.total_steps} steps, {took}:")
+        told.say(log.final_table(metrics))
+        return FINISHED
+
+    def evaluate_only(self, state: TrainState) -> int:
+        """A run without a step: what the evaluations say of the network that it starts with."""
+        metrics = self.evaluate(state, keep=True)
+        self.told.write(0, metrics)
+        self.checkpoints.save(0, state, self.job.config, [], metrics)
+        self.checkpoints.wait()
+        self.told.say(log.final_table(metrics))
+        return FINISHED
+
+    def evaluate(self, state: TrainState, keep: bool) -> dict[str, float]:
+        """Metrics of every evaluation; the features are kept for the report if asked for."""
+        job = self.job
+        metrics, features = evaluate.run_evaluations(job, self.programs, state, self.told.say)
+        if job.best and job.best not in metrics and job.best.partition("/")[0] in job.sets:
+            raise Refusal(
+                f"best={job.best!r} is measured by no evaluation; there is {', '.join(metrics)}"
+            )
+        for name, arrays in features.items() if keep else ():
+            some = {k: v[:KEPT_EXAMPLES] for k, v in arrays.items() if isinstance(v, np.ndarray)}
+            file = self.workdir / f"features_{name}.npz"
+            folders.save_arrays(file, {**evaluate.about(job), **some})
+        return metrics
 
 
 class Stopwatch:
@@ -313,95 +226,13 @@ class Stopwatch:
         }
 
 
-class Interruption:
-    """Turns SIGTERM and SIGINT into "finish this step, then stop", on all hosts at one step."""
-
-    def __enter__(self) -> Interruption:
-        self.asked = threading.Event()
-        self.before = {}
-        # Once JAX is distributed its own notifier takes SIGTERM and the hosts agree on a step.
-        # Python lets only the main thread install handlers; elsewhere (a notebook) nothing is set.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del frame
-        if self.asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
-        self.asked.set()
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def reached(self, step: int) -> bool:
-        """Whether this is the step after which to stop."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked.is_set()
-
-
-def prepare_workdir(job: Job, workdir: pathlib.Path) -> None:
-    """Make a run directory, or see that an old one is of this config.
-
-    Raises:
-      ValueError: it cannot be written, or it belongs to another config (with the difference).
-    """
-    file = workdir / CONFIG_FILE
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        found = json.loads(file.read_text()) if file.exists() else None
-        if found is None and jax.process_index() == 0:
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(job.config, indent=2) + "\n")
-            part.replace(file)
-    except OSError as error:
-        raise ValueError(
-            f"workdir {workdir} cannot be used: {error.strerror}. Give a --workdir that can be "
-            "written."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); give another --workdir") from error
-    ours = json.loads(json.dumps(job.config))
-    different = difference(found, ours, job.free_fields) if found is not None else []
-    if different:
-        raise ValueError(
-            f"workdir {workdir} belongs to a run of another config (- there, + here):\n"
-            + "\n".join(different)
-            + "\nGive another --workdir, or the config of that run."
-        )
-
-
-def difference(old: Any, new: Any, free: Sequence[str] = (), at: str = "") -> list[str]:
-    """Lines `- field = value` and `+ field = value` for each field that differs."""
-    if at in free:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        missing = object()
-        lines = []
-        for name in sorted(old.keys() | new.keys()):
-            below = f"{at}.{name}" if at else name
-            before, after = old.get(name, missing), new.get(name, missing)
-            if before is missing and below not in free:
-                lines.append(f"+ {below} = {json.dumps(after)}")
-            elif after is missing and below not in free:
-                lines.append(f"- {below} = {json.dumps(before)}")
-            else:
-                lines += difference(before, after, free, below)
-        return lines
-    if old == new:
-        return []
-    return [f"- {at} = {json.dumps(old)}", f"+ {at} = {json.dumps(new)}"]
-
-
 def _announcement(job: Job, workdir: pathlib.Path) -> str:
     lines = [
         f"config:\n{_indented(job.config)}",
         f"devices: {meshes.describe(job.mesh)}",
         f"data: {job.examples} examples, {job.steps_per_epoch} steps of {job.batch_size} an epoch, "
         f"{job.total_steps} steps = {job.total_steps / job.steps_per_epoch:.1f} epochs",
+        *([f"starts with {job.start.origin}"] if job.start else []),
         f"output: {workdir}",
         "compiling ...",
     ]
@@ -418,11 +249,25 @@ def _indented(config: dict[str, Any], depth: int = 1) -> str:
     )
 
 
-def _table(state: TrainState, compiled: Programs) -> str:
-    memory = compiled.train_step.memory_analysis()
+def _table(job: Job, state: TrainState, programs: Programs) -> str:
+    table = log.parameter_table(state.params) if jax.tree.leaves(state.params) else "no parameters"
+    groups = jax.tree.leaves(job.optimizer.groups(state.params))
+    if len(set(groups)) > 1:
+        members: dict[str, list[Any]] = {group: [] for group in sorted(set(groups))}
+        for (path, leaf), group in zip(
+            jax.tree_util.tree_leaves_with_path(state.params), groups, strict=True
+        ):
+            members[group].append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+        for group, leaves in members.items():
+            count = sum(leaf.size for _, leaf in leaves)
+            modules = ", ".join(dict.fromkeys(name.partition("/")[0] for name, _ in leaves))
+            table += f"\ngroup {group}: {len(leaves)} arrays, {count:,} parameters of {modules}"
+    if programs.train_step is None:
+        return table
+    memory = programs.train_step.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return (
-        f"{log.parameter_table(state.params)}\n"
+        f"{table}\n"
         f"memory of a step, each device: {log.size(needed)} "
         f"(state and batch {log.size(memory.argument_size_in_bytes)}, "
         f"work {log.size(memory.temp_size_in_bytes)})"
@@ -440,36 +285,3 @@ def _profile(job: Job, workdir: pathlib.Path, step: int) -> AbstractContextManag
     if first <= step <= last:
         stack.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
     return stack
-
-
-def run_evaluations(
-    job: Job, compiled: Programs, state: TrainState, keep_in: pathlib.Path | None
-) -> dict[str, float]:
-    """Metrics of every evaluation; their features are kept in a directory if one is given."""
-    metrics: dict[str, float] = {}
-    for name, evaluation in job.evaluations.items():
-
-        def encode(batch: Batch, size: int = evaluation.batch_size) -> Features:
-            placed = meshes.to_global(job.mesh, batch, size)
-            return compiled.eval_step(state.params, state.extra, placed)
-
-        with evaluation.batches() as batches:
-            features = evaluation.features(encode, batches)
-        metrics |= {f"{name}/{k}": v for k, v in evaluation.evaluate(features).items()}
-        if keep_in:
-            _save_arrays(keep_in / f"features_{name}.npz", _about(job) | features)
-    return metrics
-
-
-def _about(job: Job) -> dict[str, np.ndarray]:
-    """What a reader of saved arrays needs to know: class names, widths of the features' parts."""
-    parts = {f"parts/{name}": np.asarray(widths) for name, widths in job.method.parts.items()}
-    return {"class_names": np.asarray(job.class_names), **parts}
-
-
-def _save_arrays(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    if jax.process_index() == 0:
-        part = file.with_suffix(".part.npz")
-        kept: dict[str, Any] = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
-        np.savez(part, **kept)
-        part.replace(file)

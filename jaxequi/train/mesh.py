@@ -11,12 +11,13 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxequi.errors import Refusal
 from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
@@ -40,7 +41,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     used = math.prod(sizes.values())
     whole = used == count or (jax.process_count() == 1 and 0 < used < count)
     if min(sizes.values()) < 1 or not whole:
-        raise ValueError(
+        raise Refusal(
             f"mesh data={data}, fsdp={fsdp} does not fit {count} device(s). Their product must be "
             f"{count}, or less in a single process; one of them may be -1 and takes what is left."
         )
@@ -64,7 +65,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 def check_batch_size(mesh: Mesh, batch_size: int, what: str = "batch_size") -> None:
     """Raise `ValueError` unless the batch divides over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(
+        raise Refusal(
             f"{what}={batch_size} does not divide over {mesh.size} devices "
             f"(mesh {describe(mesh)}). Use a multiple of {mesh.size}; it is the global size."
         )
@@ -84,7 +85,7 @@ def shard_state(mesh: Mesh, shapes: PyTree, rules: Rules = ()) -> PyTree:
     """
     for pattern, rule in rules:
         if rule not in ("fsdp", "replicate"):
-            raise ValueError(f"sharding rule {rule!r} of {pattern!r}: use 'fsdp' or 'replicate'")
+            raise Refusal(f"sharding rule {rule!r} of {pattern!r}: use 'fsdp' or 'replicate'")
 
     def place(path, leaf) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -132,13 +133,10 @@ def describe(mesh: Mesh) -> str:
     return f"{axes} on {mesh.size} {kind} device(s)"
 
 
-def batch_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray], batch_size: int) -> PyTree:
-    """Shapes, dtypes and shardings of the global batch that `to_global` would make."""
+def placed_shapes(mesh: Mesh, shapes: Batch) -> PyTree:
+    """Shapes and dtypes of a global batch, with the shardings that `to_global` gives it."""
     return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            (batch_size, *np.shape(a)[1:]), np.asarray(a).dtype, sharding=over_batch(mesh)
-        ),
-        dict(batch),
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=over_batch(mesh)), dict(shapes)
     )
 
 

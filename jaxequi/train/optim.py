@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.types import PyTree
 
@@ -23,12 +25,19 @@ from jaxequi.types import PyTree
 def _adam(
     betas: tuple[float | optax.Schedule, float] = (0.9, 0.999), epsilon: float = 1e-8
 ) -> optax.GradientTransformation:
+    numbers = [b for b in betas if not callable(b)]
+    if len(betas) != 2 or not all(0 <= b < 1 for b in numbers) or epsilon < 0:
+        raise Refusal(
+            f"betas={betas}, epsilon={epsilon}: two betas from 0 to below 1, epsilon not below 0"
+        )
     if callable(betas[0]):  # the bias correction takes the power of the current value, as torch
         return optax.inject_hyperparams(optax.scale_by_adam)(betas[0], betas[1], epsilon)
     return optax.scale_by_adam(*betas, eps=epsilon)
 
 
 def _sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    if not 0 <= momentum < 1:
+        raise Refusal(f"momentum={momentum}: take 0 to below 1, such as 0.9")
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
@@ -39,8 +48,96 @@ _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 _DECOUPLED = ("adamw",)
 
+MAIN = "main"  # the group of every parameter that no other group has
+FROZEN = "frozen"
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation that says which parameters it treats alike, and how fast they learn.
+
+    Attributes:
+      init, update: as of `optax.GradientTransformation`.
+      rates: `learning_rate`, and `learning_rate/<group>` of each further group, as functions of
+        the number of updates done.
+      groups: params -> a tree like it with the name of each parameter's group; the parameters of
+        `FROZEN` never change.
+    """
+
+    init: Any
+    update: Any
+    rates: Mapping[str, optax.Schedule] = MappingProxyType({})
+    groups: Callable[[PyTree], PyTree] = lambda params: jax.tree.map(lambda _: MAIN, params)
+
 
 def make(
+    name: str,
+    *,
+    total_steps: int,
+    batch_size: int,
+    freeze: str = "",
+    groups: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    scales: Sequence[tuple[str, float]] = (),
+    **options: Any,
+) -> Optimizer:
+    """Make an optimizer.
+
+    Patterns are regexes that are searched in the path of each parameter ("backbone/conv1/kernel").
+
+    Args:
+      name: "adam", "adamw" or "sgd"; with `options` it is the optimizer of every parameter that no
+        group has.
+      total_steps: length of the run, where a schedule ends.
+      batch_size: the global one.
+      freeze: parameters that never change; they have no moments, and no gradient is computed for
+        them alone.
+      groups: by name, `match`, a pattern, and the `name` and `options` of an optimizer of its own:
+        {"heads": {"match": "^online/", "name": "sgd", "learning_rate": 0.1}}. A group takes
+        nothing over from the others.
+      scales: (pattern, factor) pairs; the learning rate of a parameter is multiplied by the factor
+        of the first pattern that matches it (layer decay, written out).
+      options: of `one`: learning_rate, schedule, weight_decay, momentum, ...
+
+    Raises:
+      ValueError: what `one` refuses; a group without `match`; and, when it meets the parameters, a
+        pattern that matches none, or a parameter in two groups.
+    """
+    sized: dict[str, Any] = {"total_steps": total_steps, "batch_size": batch_size}
+    made = {MAIN: one(name, **sized, **options)}
+    patterns = {FROZEN: freeze} if freeze else {}
+    for group, given in groups.items():
+        arguments = dict(given)
+        if group in (MAIN, FROZEN) or not isinstance(arguments.get("match"), str):
+            raise Refusal(
+                f"optimizer.groups.{group}={dict(given)}: a group has a name of its own (not "
+                f"{MAIN!r} or {FROZEN!r}), `match`, a pattern of parameters, and the `name` and "
+                "the options of an optimizer"
+            )
+        patterns[group] = arguments.pop("match")
+        try:
+            made[group] = one(**sized, **arguments)
+        except TypeError as error:
+            raise Refusal(f"optimizer.groups.{group}: {error}") from error
+    for what, pattern in [*patterns.items(), *(("scales", p) for p, _ in scales)]:
+        _compiled(f"optimizer: the pattern of {what}", pattern)
+
+    def label(params: PyTree) -> PyTree:
+        return _labels(patterns, params)
+
+    transformations = {group: transformation for group, (transformation, _) in made.items()}
+    if patterns:
+        transformation = optax.partition({**transformations, FROZEN: optax.set_to_zero()}, label)
+    else:
+        transformation = transformations[MAIN]
+    if scales:
+        transformation = optax.chain(transformation, _scaled(scales))
+    rates = {
+        "learning_rate" if group == MAIN else f"learning_rate/{group}": rate
+        for group, (_, rate) in made.items()
+    }
+    return Optimizer(transformation.init, transformation.update, rates, label)
+
+
+def one(
     name: str,
     *,
     total_steps: int,
@@ -53,10 +150,9 @@ def make(
     factor: float = 0.1,
     weight_decay: float = 0.0,
     no_decay: str = "",
-    freeze: str = "",
     **options: Any,
-) -> optax.GradientTransformation:
-    """Make an optimizer.
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Make the optimizer of one group of parameters, and its learning rate.
 
     Args:
       name: "adam", "adamw" or "sgd".
@@ -68,14 +164,12 @@ def make(
         adam cycles too, from 0.95 to 0.85 and back (torch's `cycle_momentum`).
       weight_decay: times the parameter. In adam and sgd it is added to the gradient before all
         else (torch's coupled L2); in adamw to the step, before the learning rate.
-      no_decay: parameters without weight decay, as a regex that is searched in the path of each
-        ("backbone/conv1/kernel"); an empty one leaves none out.
-      freeze: parameters that never change, in the same way; they have no moments either.
+      no_decay: parameters without weight decay, as a pattern; an empty one leaves none out.
       options: `betas`, `epsilon` of adam and adamw; `momentum`, `nesterov` of sgd.
 
     Raises:
-      ValueError: unknown name, schedule or option; both or none of the learning rates; a warm-up
-        longer than the run; and, when it meets the parameters, a regex that matches none.
+      ValueError: unknown name, schedule or option; both or none of the learning rates; a number
+        below 0; a warm-up longer than the run.
     """
     if name not in _OPTIMIZERS:
         raise unknown("optimizer", name, _OPTIMIZERS)
@@ -88,28 +182,92 @@ def make(
     elif base_lr is not None and learning_rate is None:
         height = base_lr * batch_size / 256
     else:
-        raise ValueError(
+        raise Refusal(
             f"learning_rate={learning_rate}, base_lr={base_lr}: give one of the two; base_lr is "
             "multiplied by batch_size / 256"
         )
+    if not 0 <= height < math.inf or not 0 <= weight_decay < math.inf:
+        raise Refusal(
+            f"learning rate {height}, weight_decay={weight_decay}: neither may be below 0, or "
+            "infinite; what shrinks a loss is subtracted already"
+        )
     if schedule == "onecycle":
         if name not in ("adam", "adamw") or "betas" in options:
-            raise ValueError(
+            raise Refusal(
                 'schedule="onecycle" cycles the first beta of adam itself: take adam or adamw, and '
                 "give no betas"
             )
         options["betas"] = (_one_cycle(0.95, 0.85, 0.95, total_steps), 0.999)
     direction = [_OPTIMIZERS[name](**options)]
     if weight_decay:
+        _compiled("no_decay", no_decay)
         keep = _matching("no_decay", no_decay, here=False) if no_decay else None
         place = 1 if name in _DECOUPLED else 0
         direction.insert(place, optax.add_decayed_weights(weight_decay, keep))
     rate = make_schedule(schedule, height, total_steps, warmup_steps, drops, factor)
-    optimizer = optax.chain(*direction, optax.scale_by_learning_rate(rate))
-    if freeze:
-        groups = {True: optax.set_to_zero(), False: optimizer}
-        optimizer = optax.partition(groups, _matching("freeze", freeze))
-    return optimizer
+    return optax.chain(*direction, optax.scale_by_learning_rate(rate)), rate
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _compiled(what: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise Refusal(f"{what}, {pattern!r}, is no regular expression: {error}") from error
+
+
+def _labels(patterns: Mapping[str, str], params: PyTree) -> PyTree:
+    """The group of each parameter, by the one pattern that matches it; without one `MAIN`."""
+    used = set()
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        del leaf
+        found = [g for g, pattern in patterns.items() if re.search(pattern, _path(path))]
+        if len(found) > 1:
+            raise Refusal(
+                f"the parameter {_path(path)} is in the groups {' and '.join(found)}: the patterns "
+                f"{', '.join(repr(patterns[g]) for g in found)} both match it; narrow one of them"
+            )
+        used.update(found)
+        return found[0] if found else MAIN
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    idle = [f"{g} ({pattern!r})" for g, pattern in patterns.items() if g not in used]
+    if idle:
+        raise Refusal(_matches_none(f"the optimizer's group {', '.join(idle)}", params))
+    return labels
+
+
+def _matches_none(what: str, params: PyTree) -> str:
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    told = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+    return f"{what} matches the path of no parameter; the {len(paths)} paths are {told}"
+
+
+def _scaled(scales: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiply each update by the factor of the first pattern that matches its parameter."""
+
+    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
+        used = set()
+
+        def one(path: tuple[Any, ...], update: Any) -> Any:
+            for pattern, factor in scales:
+                if re.search(pattern, _path(path)):
+                    used.add(pattern)
+                    return factor * update
+            return update
+
+        scaled = jax.tree_util.tree_map_with_path(one, updates)
+        for pattern, _ in scales:
+            if pattern not in used:
+                raise Refusal(_matches_none(f"optimizer.scales: {pattern!r}", updates))
+        return scaled
+
+    return optax.stateless(scale)
 
 
 def make_schedule(
@@ -138,11 +296,11 @@ def make_schedule(
         drops for another schedule or outside the run.
     """
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warmup_steps={warmup_steps} of {total_steps} steps")
+        raise Refusal(f"warmup_steps={warmup_steps} of {total_steps} steps")
     if warmup_steps and name == "onecycle":
-        raise ValueError(f"warmup_steps={warmup_steps}: onecycle has a rise of its own; give 0")
+        raise Refusal(f"warmup_steps={warmup_steps}: onecycle has a rise of its own; give 0")
     if bool(drops) != (name == "drops") or not all(0 < d < 1 for d in drops):
-        raise ValueError(
+        raise Refusal(
             f"drops={tuple(drops)} for schedule {name!r}: 'drops', and no other, takes parts of "
             "the run between 0 and 1"
         )
@@ -194,13 +352,11 @@ def _matching(what: str, pattern: str, here: bool = True) -> Callable[[PyTree], 
     """Make a function of a tree that is `here` at leaves whose path matches, else not `here`."""
 
     def mask(tree: PyTree) -> PyTree:
-        def matches(path: tuple[Any, ...], leaf: Any) -> bool:
-            del leaf
-            return bool(re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")))
-
-        found = jax.tree_util.tree_map_with_path(matches, tree)
+        found = jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(re.search(pattern, _path(path))), tree
+        )
         if not any(jax.tree.leaves(found)):
-            raise ValueError(f"{what}={pattern!r} matches the path of no parameter")
+            raise Refusal(_matches_none(f"{what}={pattern!r}", tree))
         return jax.tree.map(lambda match: match == here, found)
 
     return mask

@@ -1,22 +1,31 @@
-"""The only jit of the training program: one update, and one evaluation batch."""
+"""The only two programs of a run: one update, and one batch of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxequi.errors import Refusal
+from jaxequi.train.optim import FROZEN, Optimizer
 from jaxequi.train.state import TrainState
 from jaxequi.types import Array, Batch, Features, Method, Metrics, Output, Progress, PyTree
 
 Augment = Callable[[Array, Batch], Batch]
 
 
+def progress(step: Array, steps_per_epoch: int, total_steps: int) -> Progress:
+    """Where a run stands after `step` updates; the epoch is whole exactly where one begins."""
+    whole, within = jnp.divmod(step, steps_per_epoch)
+    epoch = whole.astype(jnp.float32) + within.astype(jnp.float32) / steps_per_epoch
+    return Progress(step, epoch, step.astype(jnp.float32) / max(total_steps, 1))
+
+
 def make_train_step(
     method: Method,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     augment: Augment,
     *,
     total_steps: int,
@@ -33,20 +42,27 @@ def make_train_step(
       ValueError: `accumulate` does not suit the method.
     """
     if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate}: use 1 (the whole batch at once) or more")
+        raise Refusal(f"accumulate={accumulate}: use 1 (the whole batch at once) or more")
     if accumulate > 1 and not method.mean_over_examples:
-        raise ValueError(
+        raise Refusal(
             f"accumulate={accumulate}: this method's objective compares the examples of a batch, "
             "so the mean over parts of a batch is another objective. Set accumulate=1; to save "
             "memory use remat=True, dtype='bfloat16' or more devices."
         )
 
-    def gradient(state: TrainState, batch: Batch, key: Array, progress: Progress):
-        return jax.value_and_grad(method.loss, has_aux=True)(
-            state.params, state.extra, batch, key, progress
-        )
+    def gradient(state: TrainState, batch: Batch, key: Array, now: Progress):
+        frozen = jax.tree.map(FROZEN.__eq__, optimizer.groups(state.params))
 
-    def accumulated(state: TrainState, batch: Batch, key: Array, progress: Progress):
+        def loss(params: PyTree) -> tuple[Array, Output]:
+            # Not only kept as they are: their part of the backward pass is not computed either.
+            params = jax.tree.map(
+                lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen
+            )
+            return method.loss(params, state.extra, batch, key, now)
+
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    def accumulated(state: TrainState, batch: Batch, key: Array, now: Progress):
         # Part i takes rows i, i + accumulate, ...: each device keeps a share of every part.
         parts = jax.tree.map(
             lambda a: a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]).swapaxes(0, 1),
@@ -56,7 +72,7 @@ def make_train_step(
         def body(carry, part):
             extra, grads, index = carry
             (loss, out), grad = gradient(
-                state.replace(extra=extra), part, jax.random.fold_in(key, index), progress
+                state.replace(extra=extra), part, jax.random.fold_in(key, index), now
             )
             grads = jax.tree.map(lambda a, b: a + b / accumulate, grads, grad)
             return (out.extra, grads, index + 1), (loss, out.metrics)
@@ -68,33 +84,48 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        step = state.step.astype(jnp.float32)
-        progress = Progress(state.step, step / steps_per_epoch, step / total_steps)
+        now, after = (progress(state.step + i, steps_per_epoch, total_steps) for i in (0, 1))
         with jax.named_scope("augment"):
             batch = augment(augment_key, batch)
         take = accumulated if accumulate > 1 else gradient
-        (loss, output), grads = take(state, batch, loss_key, progress)
+        (loss, output), grads = take(state, batch, loss_key, now)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            extra = method.update(params, output.extra, progress)
-        # A method that reports a "loss" of its own keeps it: a probe's share is not part of it.
+            extra = method.update(params, output.extra, after)
+        # A method that reports a "loss" of its own keeps it: online heads' share is not part of it.
         metrics = {"loss": loss, **output.metrics, "gradient_norm": optax.tree.norm(grads)}
+        metrics |= {name: jnp.asarray(rate(state.step)) for name, rate in optimizer.rates.items()}
         state = state.replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state)
         return state, metrics
 
     return train_step
 
 
-def make_eval_step(method: Method, augment: Augment) -> Callable[[PyTree, PyTree, Batch], Features]:
-    """Build `(params, extra, batch) -> features` in evaluation mode; nothing is random.
+def make_eval_step(
+    method: Method, augment: Augment, keep: Sequence[str]
+) -> Callable[[PyTree, PyTree, Batch, Array], Features]:
+    """Build `(params, extra, batch, key) -> features` in evaluation mode.
 
-    The targets of the batch (everything but its pictures) stand beside the features.
+    Args:
+      augment: what is done to the images; it may draw from the key.
+      keep: names of features of `Method.encode`, or of what the batch holds beside its views; what
+        nobody keeps is not computed. `mask` is kept where the batch has one.
+
+    Raises:
+      ValueError: while it is traced, a feature that is in neither.
     """
 
-    def eval_step(params: PyTree, extra: PyTree, batch: Batch) -> Features:
-        views = augment(jax.random.key(0), batch)["views"]
-        targets = {name: value for name, value in batch.items() if name != "views"}
-        return targets | method.encode(params, extra, views)
+    def eval_step(params: PyTree, extra: PyTree, batch: Batch, key: Array) -> Features:
+        found = {name: value for name, value in batch.items() if name != "views"}
+        found |= method.encode(params, extra, augment(key, batch)["views"])
+        missing = [name for name in keep if name not in found]
+        if missing:
+            raise Refusal(
+                f"an evaluation reads {', '.join(missing)}, which neither the method's `encode` "
+                f"nor the set has; there is {', '.join(found)}. Leave that evaluation out, or "
+                "give it a method or a set that has it"
+            )
+        return {name: found[name] for name in (*keep, *({"mask"} & found.keys()))}
 
     return eval_step

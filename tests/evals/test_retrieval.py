@@ -75,35 +75,111 @@ def test_ranks_and_nearest_are_those_of_the_whole_matrix(normalise, monkeypatch)
         retrieval.ranks(predict, val, normalise=normalise, source=False), without
     )
 
-    flat = [v["embedding"].reshape(-1, 4) for v in (train, val)]
-    every = np.concatenate(flat)
+    every = np.concatenate([v["embedding"].reshape(-1, 4) for v in (train, val)])
     if normalise:
         every = every / np.linalg.norm(every, axis=-1, keepdims=True)
-    found = prediction.nearest(predict, val, flat, normalise=normalise)
+    found, errors = prediction.nearest(predict, val, [train, val], normalise=normalise)
     np.testing.assert_array_equal(found, np.argmax(asked @ every.T, axis=-1))
+    pose = [quaternions.from_euler_xyz(v["latent"][..., :3]) for v in (train, val)]
+    other = np.concatenate([p.reshape(-1, 4) for p in pose])[found]
+    np.testing.assert_allclose(errors, 1 - np.sum(pose[1] * other, -1) ** 2, atol=1e-6)
 
 
 def test_one_device_and_eight_agree():
     views, predict = noisy(5, 6, 4), mixing(4)
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    for function in (
-        retrieval.ranks,
-        lambda *args, mesh: prediction.nearest(
-            *args, [views["embedding"].reshape(-1, 4)], mesh=mesh
-        ),
-    ):
+    several = _queries.row_of_devices()
+    np.testing.assert_array_equal(
+        retrieval.ranks(predict, views, mesh=one), retrieval.ranks(predict, views, mesh=several)
+    )
+    first, second = (prediction.nearest(predict, views, [views], mesh=m) for m in (one, several))
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_allclose(first[1], second[1], atol=1e-6)
+
+
+def one_row_per_object(embedding):
+    return np.broadcast_to(embedding[:, :1], embedding.shape)
+
+
+def rounded_to_bfloat16(embedding):
+    """A spread that bfloat16 does not show; sixteen of each object's views one by one."""
+    kept = jnp.asarray(1 + 1e-4 * embedding, jnp.bfloat16)
+    return np.asarray(kept, np.float32)
+
+
+COLLAPSED = {
+    "constant": np.ones_like,
+    "zero": np.zeros_like,
+    "one row per object": one_row_per_object,
+    "rounded to bfloat16": rounded_to_bfloat16,
+}
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("name", COLLAPSED)
+def test_collapsed_embeddings_score_as_a_guess(name, normalise):
+    views = noisy(200, 50, 8)
+    views["embedding"] = COLLAPSED[name](views["embedding"])
+    ranks = retrieval.ranks(mixing(8), views, normalise=normalise)
+    assert (ranks == 25.5).all()  # the mean rank of 50
+    scores = retrieval.scores(ranks)
+    assert scores["mrr"] == pytest.approx(1 / 25.5)
+    assert scores["hit@1"] == scores["hit@10"] == 0
+    without = retrieval.ranks(mixing(8), views, normalise=normalise, source=False)
+    assert (without == 25).all()  # of 49
+    small = {key: array[:40] for key, array in views.items()}
+    small["latent"] = np.array(small["latent"])
+    small["latent"][0, 0, :3] = 0  # upright: always to find the first candidate would score 0.45
+    pre = prediction.evaluate({"val": small}, mixing(8), modes=["val-val"], normalise=normalise)
+    assert pre["val-val/pre"] == pytest.approx(0.627, abs=0.01)
+
+
+def test_part_of_a_tie_is_its_mean_rank():
+    views = noisy(1, 5, 3)
+    # the prediction is the source, (1, 0, 0); similarities 1, 0, 0, 0, -1
+    views["embedding"][0] = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, 0], [-1, 0, 0]]
+    keep = jax.tree_util.Partial(lambda e, z: e)
+    np.testing.assert_array_equal(retrieval.ranks(keep, views), [[1, 3, 3, 3, 5]])
+    np.testing.assert_array_equal(retrieval.ranks(keep, views, source=False), [[2, 2, 2, 4]])
+    found, error = prediction.nearest(keep, views, [views, views])
+    assert (found == 0).all()  # twice there, at 0 and 5: the first is named
+    pose = quaternions.from_euler_xyz(views["latent"][0, :, :3])
+    np.testing.assert_allclose(error[0], 1 - (pose @ pose[0]) ** 2, atol=1e-6)
+    # equally near candidates in two blocks and two sets: the mean of their errors
+    views["embedding"][0, 2:] = views["embedding"][0, 1]
+    views["embedding"][0, 0] = views["embedding"][0, 1]
+    other = noisy(1, 5, 3, seed=1) | {"embedding": views["embedding"]}
+    poses = np.concatenate([pose, quaternions.from_euler_xyz(other["latent"][0, :, :3])])
+    _, error = prediction.nearest(keep, views, [views, other])
+    np.testing.assert_allclose(error[0], 1 - np.mean((pose @ poses.T) ** 2, axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-12])
+def test_scores_do_not_depend_on_the_size_of_an_embedding(size):
+    views, predict = noisy(20, 10, 4), mixing(4)
+    large = views | {"embedding": views["embedding"] * np.float32(size)}
+    for normalise in (True, False):
         np.testing.assert_array_equal(
-            function(predict, views, mesh=one),
-            function(predict, views, mesh=_queries.row_of_devices()),
+            retrieval.ranks(predict, large, normalise=normalise and size > 1),
+            retrieval.ranks(predict, views, normalise=normalise and size > 1),
         )
+        for ours, expected in zip(
+            prediction.nearest(predict, large, [large], normalise=normalise and size > 1),
+            prediction.nearest(predict, views, [views], normalise=normalise and size > 1),
+        ):
+            np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_ties_count_in_favour_and_the_first_of_equal_candidates_is_found():
-    views = noisy(3, 5, 4)
-    views["embedding"] = np.ones_like(views["embedding"])
-    assert (retrieval.ranks(mixing(4), views) == 1).all()
-    twice = np.repeat(views["embedding"].reshape(-1, 4), 2, axis=0)
-    assert (prediction.nearest(mixing(4), views, [twice]) == 0).all()
+@pytest.mark.parametrize(("objects", "count"), [(1, 2), (1, 50), (3, 1), (9, 3)])
+def test_sets_smaller_than_a_chunk(objects, count):
+    views, predict = noisy(objects, count, 4), mixing(4)
+    assert retrieval.ranks(predict, views).shape == (objects, count)
+    tiny = noisy(1, count, 4, seed=1)
+    for candidates in ([views], [views, tiny], [tiny]):
+        found, error = prediction.nearest(predict, views, candidates)
+        assert found.shape == error.shape == (objects, count)
+        assert found.max() < count * sum(len(c["embedding"]) for c in candidates)
+        assert np.isfinite(error).all()
 
 
 def test_scores():
@@ -138,4 +214,4 @@ def test_what_does_not_fit_is_told():
         prediction.evaluate({"val": views}, mixing(4), modes=["val-all"])
     bad = views | {"embedding": np.where(views["embedding"] > 1, np.nan, views["embedding"])}
     with pytest.raises(ValueError, match="not finite"):
-        prediction.nearest(mixing(4), views, [bad["embedding"].reshape(-1, 4)])
+        prediction.nearest(mixing(4), views, [bad])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from jaxequi.methods._relation import Relation
 from kinds_sie_evaluations import EVALUATIONS
 from kinds_sie_networks import NETWORKS
 
@@ -22,7 +23,6 @@ from jaxequi.groups import quaternions
 from jaxequi.interop import mapping
 from jaxequi.interop.tables import sie as table
 from jaxequi.methods import _relation, with_probe
-from jaxequi.methods._relation import Relation
 from jaxequi.nn import heads
 from jaxequi.objectives import classification, collapse, contrastive, regression
 from jaxequi.train import optim

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from jaxequi.evals.features import gather
+
 from jaxequi.train import log, loop
 from jaxequi.train import mesh as meshes
 from jaxequi.train.checkpoint import Checkpoints

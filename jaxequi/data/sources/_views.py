@@ -1,4 +1,4 @@
-"""Every stored picture as an example of its own: what retrieval among views evaluates."""
+"""Every stored view of an example, in storage order: what evaluations of views read."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import numpy as np
 from jaxequi.types import Record, Source
 
 
-class EachView:
-    """Picture `view` of example `row` becomes example `row * num_views + view`."""
-
-    num_views = 1
+class AllViews:
+    """A source whose examples come with all their views, in storage order."""
 
     def __init__(self, source: Source):
         self._source = source
-        self.class_names = source.class_names
+        self.class_names, self.num_views = source.class_names, source.num_views
 
     def __len__(self) -> int:
-        return len(self._source) * self._source.num_views
+        return len(self._source)
 
     def __str__(self) -> str:
-        return f"{self._source}, each view"
+        return str(self._source)
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read pictures, each repeated for every asked-for view."""
-        example, view = np.divmod(np.asarray(rows), self._source.num_views)
-        return self._source.read(example.tolist(), np.repeat(view[:, None], views.shape[1], 1))
+        """Read examples; `views` i64[N, V] says in any order that all are wanted."""
+        return self._source.read(rows, np.sort(views, axis=1))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxequi import evaluation
-from jaxequi.comparison.table import Run
+from jaxequi import experiment
 from jaxequi.data import transforms
-from jaxequi.evals import retrieval
+from jaxequi.evals import _queries, retrieval
+from jaxequi.experiment import cache, trained
+from jaxequi.runs.table import Run
+from jaxequi.types import Source
 from jaxequi.groups import quaternions
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
 
-R2 = ("val/r2/representation-equi", "val/r2/representation")  # the first that a run logs
+R2 = ("val/online/r2/representation-equi", "val/online/r2/representation")  # the first that a run logs
 QUERIES, FOUND = 4, 5
 SWEEP = np.radians(np.arange(-90, 91, 30))
 
@@ -46,10 +50,19 @@ def curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
-    """A trained predictor, and the held-out views that it is asked about."""
+class Asked:
+    """A trained predictor, and the held-out views that it is asked about.
 
-    held_out: evaluation.HeldOut
+    Attributes:
+      predict: (embedding f32[B, E], z f32[B, L]) -> f32[B, E].
+      views: see `evals.retrieval.ranks`.
+      source, pipes: where the images come from, and the pipes that they go through.
+    """
+
+    predict: Callable[..., Any]
+    views: Mapping[str, np.ndarray]
+    source: Source
+    pipes: Sequence[str]
 
     def similarity(self, objects: np.ndarray, relation: np.ndarray) -> np.ndarray:
         """Cosines of predictions from view 0 of `objects`, by z f32[N, L], with every view.
@@ -57,29 +70,50 @@ class Predictor:
         Returns:
           f32[N, n, V].
         """
-        embedding = self.held_out.views["embedding"]
+        embedding = self.views["embedding"]
         start, z = jnp.asarray(embedding[objects, 0]), jnp.asarray(relation)
-        asked = np.asarray(self.held_out.predict(start, z))
+        asked = np.asarray(self.predict(start, z))
         near = embedding / (np.linalg.norm(embedding, axis=-1, keepdims=True) + 1e-8)
         asked = asked / (np.linalg.norm(asked, axis=-1, keepdims=True) + 1e-30)
         return np.einsum("qe,nve->qnv", asked, near)
 
     def picture(self, row: int, view: int) -> np.ndarray:
         """One stored picture, u8[H, W, 3]."""
-        [record] = self.held_out.source.read([int(row)], np.array([[int(view)]]))
-        transform = transforms.make(self.held_out.pipes)
+        [record] = self.source.read([int(row)], np.array([[int(view)]]))
+        transform = transforms.make(self.pipes)
         return np.asarray(transform(record, np.random.default_rng(0))["views"])[0]
 
 
-def ranks(predictors: Mapping[str, Predictor]) -> Figure:
+def predictor(run: pathlib.Path) -> Asked | None:
+    """Open what an evaluation kept of a run's held-out set; None where there is nothing to open.
+
+    Raises:
+      ValueError: the run's checkpoint or the features cannot be read.
+    """
+    if not (run / cache.FOLDER).is_dir():
+        return None
+    network = trained.load(run)
+    found = cache.find(network, "val") if network.has_predictor else None
+    if found is None or "predictable" not in found.arrays:
+        return None
+    assert network.method is not None and network.method.relation is not None  # noqa: PT018
+    return Asked(
+        predict=jax.tree_util.Partial(network.predict, network.params, network.extra),
+        views=_queries.views(found.arrays, network.method.relation),
+        source=experiment.make_source(network.config.val.source),
+        pipes=network.config.val.views,
+    )
+
+
+def ranks(predictors: Mapping[str, Asked]) -> Figure:
     """How often the view asked for came first, second, ... among the views of its object."""
     figure = Figure(figsize=(8, 4), layout="tight")
     axis = figure.subplots()
     views = 0
     for label, one in predictors.items():
-        found = retrieval.ranks(one.held_out.predict, one.held_out.views)
+        found = retrieval.ranks(one.predict, one.views)
         views = found.shape[1]
-        shares = np.bincount(found.reshape(-1), minlength=views + 1)[1 : views + 1] / found.size
+        shares = np.histogram(found, np.arange(0.5, views + 1))[0] / found.size
         axis.step(np.arange(1, views + 1), shares, where="mid", label=label)
     axis.axhline(1 / max(views, 1), color="grey", ls=":", label="chance")
     axis.set(xlabel="rank of the view asked for", ylabel="share of queries", xscale="log")
@@ -88,9 +122,9 @@ def ranks(predictors: Mapping[str, Predictor]) -> Figure:
     return figure
 
 
-def found(label: str, one: Predictor, seed: int = 0) -> Figure:
+def found(label: str, one: Asked, seed: int = 0) -> Figure:
     """Some queries: the view started from, the view asked for, and the five nearest of all."""
-    views = one.held_out.views
+    views = one.views
     objects, count = views["embedding"].shape[:2]
     random = np.random.default_rng(seed)
     rows = random.choice(objects, min(QUERIES, objects), replace=False)
@@ -112,10 +146,10 @@ def found(label: str, one: Predictor, seed: int = 0) -> Figure:
     return figure
 
 
-def sweep(label: str, one: Predictor, row: int = 0) -> Figure:
+def sweep(label: str, one: Asked, row: int = 0) -> Figure:
     """The nearest view of the object while the predictor turns it about each axis."""
     figure = Figure(figsize=(1.7 * len(SWEEP), 2.1 * 3), layout="tight")
-    extra = one.held_out.views["relation"].shape[-1] - 4
+    extra = one.views["relation"].shape[-1] - 4
     for line, name in enumerate("xyz"):
         angles = np.zeros((len(SWEEP), 3))
         angles[:, line] = SWEEP
@@ -131,7 +165,7 @@ def sweep(label: str, one: Predictor, row: int = 0) -> Figure:
 
 
 def _pictures(
-    figure: Figure, one: Predictor, shown: Sequence[tuple[Any, Any, str]], line: int, lines: int
+    figure: Figure, one: Asked, shown: Sequence[tuple[Any, Any, str]], line: int, lines: int
 ) -> None:
     for at, (row, view, title) in enumerate(shown):
         axis = figure.add_subplot(lines, len(shown), line * len(shown) + at + 1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import quaternions
 from jaxequi.names import unknown
-from jaxequi.types import Array, Batch
+from jaxequi.types import Array, Batch, Relation
 
 # The latents of a view of 3DIEBench, in their order.
 LATENTS = ("rotation_x", "rotation_y", "rotation_z", "floor_hue", "theta", "phi", "light_hue")
@@ -23,13 +22,6 @@ _DIFFERENCES = {
 }
 
 
-class Relation(NamedTuple):
-    """What a method or a probe is told, or asked, about a pair of views."""
-
-    columns: Sequence[str]  # the names of the L numbers
-    between: Callable[[Batch], Array]  # batch -> z f32[B, L]
-
-
 def relation(given: str | Relation) -> Relation:
     """Find the relation of a name; a `Relation` is passed through.
 
@@ -39,7 +31,7 @@ def relation(given: str | Relation) -> Relation:
       "rotation+color"  and the differences of floor hue and light hue, not wrapped around: L = 6
       "all"             and the differences of all four latents of floor and light: L = 8
 
-    They read `batch["latent"]` f32[B, 2, 7] and raise `ValueError` at another shape.
+    They read `batch["latent"]` f32[B, 2, 7], numpy or JAX, and raise `ValueError` at another shape.
 
     Raises:
       ValueError: unknown name.
@@ -54,7 +46,7 @@ def relation(given: str | Relation) -> Relation:
     def between(batch: Batch) -> Array:
         latent = batch.get("latent")
         if latent is None or latent.ndim != 3 or latent.shape[1:] != (2, len(LATENTS)):
-            raise ValueError(
+            raise Refusal(
                 f"the relation {given!r} needs batch['latent'] of shape [B, 2, {len(LATENTS)}] "
                 f"({', '.join(LATENTS)} of both views), not "
                 f"{None if latent is None else latent.shape}. Use a source with latents, such as "
@@ -62,6 +54,7 @@ def relation(given: str | Relation) -> Relation:
             )
         first, second = latent[:, 0], latent[:, 1]
         pose = quaternions.relative_pose(first, second)
-        return jnp.concatenate([pose, second[:, at] - first[:, at]], axis=-1)
+        xp = jnp if isinstance(latent, jax.Array) else np
+        return xp.concatenate([pose, second[:, at] - first[:, at]], axis=-1)
 
     return Relation(("x", "y", "z", "w", *differences), between)

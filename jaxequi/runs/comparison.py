@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxequi.errors import Refusal
+
 import base64
 import html
 import pathlib
@@ -9,8 +11,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from jaxequi import evaluation
-from jaxequi.comparison import figures, table
+from jaxequi.runs import comparison_figures as figures
+from jaxequi.runs import table
 
 
 def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
@@ -28,9 +30,9 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         runs.setdefault(label, []).append(one.run)
     predictors = {}
     for label, seeds in runs.items():
-        held_out = evaluation.held_out(seeds[0].folder)
-        if held_out is not None:
-            predictors[label] = figures.Predictor(held_out)
+        found = figures.predictor(seeds[0].folder)
+        if found is not None:
+            predictors[label] = found
 
     made: dict[str, Figure] = {"rotation-r2": figures.curves(runs)}
     if predictors:
@@ -55,7 +57,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         page = out / "index.html"
         page.write_text(_page(table.cells(lines), trends, pictures, folders))
     except OSError as error:
-        raise ValueError(
+        raise Refusal(
             f"{out} cannot be written: {error.strerror}; give another --out"
         ) from error
     return page
@@ -71,6 +73,8 @@ def _page(
         return f"<tr>{''.join(f'<{tag}>{html.escape(v)}</{tag}>' for v in values)}</tr>"
 
     head, *body = cells
+    items = "".join(f"<li>{html.escape(trend)}</li>" for trend in trends)
+    told = f"<h2>Trends of SIE's paper</h2><ul>{items}</ul>" if trends else ""
     return (
         "<!doctype html><meta charset=utf-8><title>runs</title>"
         "<style>body{font:15px system-ui;margin:2em}img{max-width:100%}"
@@ -79,7 +83,6 @@ def _page(
         f"<table>{line(head, 'th')}{''.join(line(values, 'td') for values in body)}</table>"
         "<p>A pooled rotation R2 of 0.23 is what a constant guess scores. "
         "Mean ± standard deviation (seeds).</p>"
-        f"<h2>Trends of the paper</h2><ul>{''.join(f'<li>{html.escape(t)}</li>' for t in trends)}"
-        f"</ul><h2>Figures</h2>{''.join(pictures)}"
+        f"{told}<h2>Figures</h2>{''.join(pictures)}"
         f"<h2>Runs</h2><pre>{html.escape(chr(10).join(map(str, folders)))}</pre>\n"
     )

@@ -1,11 +1,13 @@
-"""The table of SIE's paper from runs: method and part of its representation x what it is good at.
+"""One table of many runs: method, encoder and part of the representation x what it is good at.
 
-A row joins the runs that differ in nothing but their seed. Its numbers come from the offline
-evaluations of those runs (configs/evals.py), one row for each protocol, or from the evaluator that
-learnt online beside the method where there is no offline evaluation.
+A row joins the runs that differ in nothing but their seed. Its numbers come from the evaluations of
+those runs (configs/evals.py, configs/linear.py), one row for each protocol and encoder, or from
+what the run measured itself where there is no evaluation of it.
 """
 
 from __future__ import annotations
+
+from jaxequi.errors import Refusal
 
 import csv
 import dataclasses
@@ -17,33 +19,55 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxequi.train import log
-from jaxequi.train.loop import CONFIG_FILE
+from jaxequi.train.workdir import CONFIG_FILE
 
 ONLINE = "online"
-PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online evaluator's
+PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online heads'
 NO_RESULT = ("seed", "mesh", "sharding", "loader", "show", "profile_steps", "log_every_steps")
 
 
 class Column(NamedTuple):
-    """One column: its metric of an offline evaluation and of the online evaluator.
+    """One column, and the metrics that it shows: the first of them that a run has.
 
-    `{}` stands for the part; a column without it is about the whole method.
+    `{part}` stands for the part, `{suffix}` for the name that the online heads give it; a metric
+    without them is about the whole representation.
     """
 
     title: str
-    offline: str
-    online: str = ""
+    metrics: Sequence[str]
 
 
 COLUMNS = (
-    Column("top-1", "val/top1/classification-{}-linear", "val/top1/representation{}"),
-    Column("rotation R2", "val/r2/rotation-{}-deep", "val/r2/representation{}"),
-    Column("rotation R2 by column", "val/r2_columns/rotation-{}-deep"),
-    Column("colour R2", "val/r2/color-{}-deep"),
-    Column("MRR", "predictor/val-val/mrr"),
-    Column("H@1", "predictor/val-val/hit@1"),
-    Column("H@5", "predictor/val-val/hit@5"),
-    Column("PRE", "predictor/val-val/pre"),
+    Column(
+        "top-1",
+        (
+            "val/heads/top1/classification-{part}-linear",
+            "val/classification/top1",
+            "val/online/top1/representation{suffix}",
+            "val/turned/accuracy/seen",
+        ),
+    ),
+    Column(
+        "top-5",
+        (
+            "val/heads/top5/classification-{part}-linear",
+            "val/classification/top5",
+            "val/online/top5/representation{suffix}",
+        ),
+    ),
+    Column("kNN", ("val/knn/top1",)),
+    Column("rank", ("val/rank/effective_rank",)),
+    Column("all quarter turns", ("val/turned/accuracy/unseen",)),
+    Column(
+        "rotation R2",
+        ("val/heads/r2/rotation-{part}-deep", "val/online/r2/representation{suffix}"),
+    ),
+    Column("rotation R2 by column", ("val/heads/r2_columns/rotation-{part}-deep",)),
+    Column("colour R2", ("val/heads/r2/color-{part}-deep",)),
+    Column("MRR", ("val/retrieval/mrr",)),
+    Column("H@1", ("val/retrieval/hit@1",)),
+    Column("H@5", ("val/retrieval/hit@5",)),
+    Column("PRE", ("val/prediction/pre/val-val",)),
 )
 
 
@@ -58,8 +82,26 @@ class Run:
     @property
     def evaluates(self) -> pathlib.Path | None:
         """The run whose checkpoint it evaluates, if it is an evaluation."""
-        given = self.config.get("checkpoint")
-        return pathlib.Path(given).resolve() if given else None
+        return pathlib.Path(self.config["init_from"]).resolve() if self.protocol else None
+
+    @property
+    def protocol(self) -> str:
+        """How it judges the checkpoint that it starts with; "" for a run that is judged itself."""
+        method = self.config.get("method") or {}
+        if not self.config.get("init_from") or method.get("name") not in ("linear", "supervised"):
+            return ""
+        if method["name"] == "supervised":
+            return "fine-tuned"
+        if not method["heads"]:
+            return "no head"
+        if method.get("drift"):
+            return "published"
+        return "clean" if self.config["cache"]["on"] else "linear"
+
+    @property
+    def encoder(self) -> str:
+        """Which network of the checkpoint it judges."""
+        return self.config.get("init_encoder") or ONLINE
 
     def last(self, metric: str) -> float | None:
         """The last logged value of a metric."""
@@ -74,7 +116,7 @@ def read(folder: pathlib.Path) -> Run:
     """
     rows = log.read_metrics(folder)
     if not rows or not (folder / CONFIG_FILE).exists():
-        raise ValueError(f"{folder} holds no run: no {CONFIG_FILE} or no logged step")
+        raise Refusal(f"{folder} holds no run: no {CONFIG_FILE} or no logged step")
     return Run(folder, json.loads((folder / CONFIG_FILE).read_text()), rows)
 
 
@@ -145,6 +187,7 @@ class Row(NamedTuple):
     """One row: values of each column, one for each seed that has it."""
 
     label: str
+    encoder: str
     part: str
     protocol: str
     values: dict[str, list[float]]
@@ -152,18 +195,24 @@ class Row(NamedTuple):
 
 def rows(trained: Sequence[Trained]) -> list[Row]:
     """Make the rows of the table."""
-    table: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    table: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}
     for label, one in zip(labels(trained), trained, strict=True):
-        sources = [(run.config["protocol"], run) for run in one.evaluations]
-        for protocol, run in sources or [(ONLINE, one.run)]:
+        # Of one protocol, evaluations of unequal length are different evaluations.
+        sources = [
+            (run.encoder, run.protocol + (f", {n} steps" if (n := run.config["total_steps"]) else ""), run)
+            for run in one.evaluations
+        ]
+        for encoder, protocol, run in sources or [(ONLINE, ONLINE, one.run)]:
             for part, suffix in PARTS.items():
                 for column in COLUMNS:
-                    pattern = column.online if protocol == ONLINE else column.offline
-                    if not pattern or ("{}" not in pattern and part != "all"):
-                        continue
-                    value = run.last(pattern.format(suffix if protocol == ONLINE else part))
+                    about_parts = [m for m in column.metrics if "{" in m]
+                    found = (
+                        run.last(metric.format(part=part, suffix=suffix))
+                        for metric in (column.metrics if part == "all" else about_parts)
+                    )
+                    value = next((value for value in found if value is not None), None)
                     if value is not None:
-                        cells = table.setdefault((label, part, protocol), {})
+                        cells = table.setdefault((label, encoder, part, protocol), {})
                         cells.setdefault(column.title, []).append(value)
     return [Row(*key, values) for key, values in table.items()]
 
@@ -177,14 +226,16 @@ def shown(values: Sequence[float]) -> str:
 
 
 def cells(table: Sequence[Row]) -> list[list[str]]:
-    """The table as text, its head first."""
-    head = ["method", "part", "protocol", *(column.title for column in COLUMNS)]
+    """The table as text, its head first; columns that no row has are left out."""
+    used = [column.title for column in COLUMNS if any(column.title in row.values for row in table)]
+    head = ["method", "encoder", "part", "protocol", *used]
     body = [
         [
             row.label,
+            row.encoder,
             row.part,
             row.protocol,
-            *(shown(row.values.get(column.title, [])) for column in COLUMNS),
+            *(shown(row.values.get(title, [])) for title in used),
         ]
         for row in table
     ]
@@ -203,14 +254,15 @@ def to_csv(table: Sequence[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file)
     titles = [title for c in COLUMNS for title in (c.title, f"{c.title} spread")]
-    writer.writerow(["method", "part", "protocol", "seeds", *titles])
+    writer.writerow(["method", "encoder", "part", "protocol", "seeds", *titles])
     for row in table:
         seeds = [row.values.get(column.title, []) for column in COLUMNS]
         numbers: list[object] = []
         for values in seeds:
             numbers.append(statistics.fmean(values) if values else "")
             numbers.append(statistics.stdev(values) if len(values) > 1 else "")
-        writer.writerow([row.label, row.part, row.protocol, max(map(len, seeds)), *numbers])
+        key = (row.label, row.encoder, row.part, row.protocol)
+        writer.writerow([*key, max(map(len, seeds)), *numbers])
     return file.getvalue()
 
 
@@ -229,7 +281,7 @@ def _best(
 
 
 def trends(table: Sequence[Row]) -> list[str]:
-    """Say of each trend of the paper whether these runs show it.
+    """Say of each trend of SIE's paper that these runs can show whether they show it.
 
     The trends are those by which the specification of SIE judges: its rotation R2 well above
     EquiMod's and close to AugSelf's, its predictor the best, its classification below SimCLR's.
@@ -238,10 +290,9 @@ def trends(table: Sequence[Row]) -> list[str]:
 
     def compare(text: str, ours: float | None, other: float | None, holds: bool | None) -> None:
         if ours is None or other is None:
-            lines.append(f"unknown: {text} (not all of these runs are here)")
-        else:
-            verdict = "held" if holds else "not held"
-            lines.append(f"{verdict}: {text} ({ours:.3f} against {other:.3f})")
+            return  # not all of these runs are here
+        verdict = "held" if holds else "not held"
+        lines.append(f"{verdict}: {text} ({ours:.3f} against {other:.3f})")
 
     def difference(title: str, other: str, lowest: bool = False) -> tuple[Any, Any, float]:
         ours = _best(table, title, "sie", without="wigner", lowest=lowest)

@@ -1,0 +1,7 @@
+"""From a config to plain objects. No other room reads a config."""
+
+from jaxequi.experiment.job import build as build
+from jaxequi.experiment.networks import make_backbone as make_backbone
+from jaxequi.experiment.networks import make_method as make_method
+from jaxequi.experiment.sets import make_set as make_set
+from jaxequi.experiment.sets import make_source as make_source

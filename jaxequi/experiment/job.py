@@ -1,0 +1,286 @@
+"""From a config to a job of plain objects."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import ml_collections
+
+from jaxequi import names
+from jaxequi.data import order
+from jaxequi.errors import Refusal
+from jaxequi.experiment import cache, evaluations, networks, sets, trained
+from jaxequi.groups.planar import Group
+from jaxequi.methods import linear
+from jaxequi.nn.stored import Stored
+from jaxequi.probes import exactness
+from jaxequi.train import mesh as meshes
+from jaxequi.train import optim
+from jaxequi.train.job import Job, Pass
+from jaxequi.train.state import Start
+from jaxequi.types import Batch, Method
+
+# Fields on which no result depends: they may change between two starts of one run.
+FREE_FIELDS = (
+    "mesh",
+    "sharding",
+    "loader.threads",
+    "loader.buffer",
+    "profile_steps",
+    "show",
+    "check",
+    "cache.folder",
+)
+
+
+def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> Job:
+    """Make the job that a config describes.
+
+    Args:
+      config: as made by a file of configs/.
+      overridden: fields set on the command line. A duration among them replaces the file's,
+        whatever its unit.
+
+    Raises:
+      ValueError: something that is not there, does not fit or contradicts; nothing was compiled,
+        and nothing written.
+    """
+    config = config.copy_and_resolve_references()
+    _check(config)
+    network = _start_network(config)
+    mesh = meshes.make_mesh(**config.mesh)
+    batch_size = config.batch_size
+    meshes.check_batch_size(mesh, batch_size)
+
+    frozen = network if config.cache.on else None
+    backbone: nn.Module | None = None
+    if frozen is not None:
+        train = cache.cached(frozen, config, "train", mesh, all_views=False)
+        backbone = Stored(frozen.backbone.features)
+    else:
+        train = sets.make_set(config, "train")
+    examples, class_names = len(train.source), train.source.class_names
+    facts = {
+        "num_classes": len(class_names),
+        "examples": examples,
+        "equi": network.equi if network is not None else None,
+    }
+    _check_classes(config, len(class_names))
+    steps_per_epoch = order.steps_per_epoch(batch_size, examples)
+    if config.train.get("order", "epochs") == "stream":
+        steps_per_epoch = max(1, examples // batch_size)
+    steps = total_steps(config, steps_per_epoch, set(overridden))
+    method = networks.make_method(config, facts, backbone)
+    passes = _passes(config, mesh, frozen)
+    fixed = {
+        "mesh": mesh,
+        "relation": config.online.get("relation"),
+        "tasks": linear.tasks(config.method.get("heads", {}), len(class_names)),
+    }
+    asked = bool(config.eval_every_steps) or not steps
+    return Job(
+        method=method,
+        optimizer=optim.make(
+            **_optimizer(config), batch_size=batch_size, total_steps=max(steps, 1)
+        ),
+        augment=train.augment,
+        mesh=mesh,
+        batches=functools.partial(
+            train.batches, sets.make_order(config, examples), mesh, batch_size
+        ),
+        shapes=functools.cache(functools.partial(train.shapes, batch_size)),
+        batch_size=batch_size,
+        examples=examples,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+        config=_saved(config, facts, steps, network),
+        class_names=class_names,
+        sets=passes,
+        evaluations=evaluations.make(config, method, passes, fixed, frozen) if asked else (),
+        refit_pass=_refit_pass(config, method, mesh, passes),
+        start=_start(config, network),
+        sharding_rules=config.sharding,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        log_every=config.log_every_steps,
+        eval_every=config.eval_every_steps,
+        save_every=config.save_every_steps,
+        keep_checkpoints=config.keep_checkpoints,
+        best=config.best,
+        best_mode=config.best_mode,
+        show=config.show,
+        profile_steps=_profile_steps(config.profile_steps, steps),
+        free_fields=FREE_FIELDS,
+        preflight=None if frozen is not None else _preflight(config),
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuse numbers outside their range."""
+    for field in ("log_every_steps", "save_every_steps", "keep_checkpoints", "batch_size"):
+        _at_least(config, field, 1)
+    for field in ("eval_every_steps", "seed"):
+        _at_least(config, field, 0)
+    if config.seed >= 2**32:
+        raise Refusal(f"seed={config.seed}: it must be below 2**32")
+    if config.best_mode not in ("max", "min"):
+        raise Refusal(f"best_mode={config.best_mode!r}: use 'max' or 'min'")
+    if config.best and "/" in config.best and not config.eval_every_steps:
+        raise Refusal(
+            f"best={config.best!r} is never measured: eval_every_steps is 0; set it, or name a "
+            "metric of the training step"
+        )
+
+
+def _at_least(config: ml_collections.ConfigDict, field: str, least: int) -> None:
+    if config[field] < least:
+        raise Refusal(f"{field}={config[field]}: it must be at least {least}")
+
+
+def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
+    """Load the checkpoint that a run starts with; what the config leaves open is as there."""
+    network = None
+    if config.init_from:
+        network = trained.load(config.init_from, config.init_step, config.init_encoder)
+    elif config.cache.on:
+        raise Refusal("cache.on=True: features are those of a trained network; set init_from=RUN")
+    origin = f"the checkpoint {config.init_from}" if network else "a config without init_from"
+    there = network.config if network is not None else None
+    if config.backbone is None:
+        if network is None:
+            raise Refusal(
+                "say which network to start with: --config.init_from=FOLDER_OF_A_RUN (or describe "
+                "a backbone)"
+            )
+        with config.unlocked():
+            config.backbone = network.config.backbone.to_dict()
+            config.norm = network.config.norm.to_dict()
+    sets.resolved(config, there, origin)
+    return network
+
+
+def _start(config: ml_collections.ConfigDict, network: trained.Trained | None) -> Start | None:
+    if network is None or config.cache.on:
+        return None
+    encoder = f", its {config.init_encoder} network" if config.init_encoder else ""
+    return Start(
+        network.network,
+        config.fresh,
+        f"the checkpoint of step {network.step} of {network.run}{encoder}",
+    )
+
+
+def _check_classes(config: ml_collections.ConfigDict, found: int) -> None:
+    wanted = config.method.get("num_classes")
+    if wanted not in (None, found):
+        raise Refusal(
+            f"method.num_classes={wanted}, but the training data has {found} classes; set "
+            f"--config.method.num_classes={found}"
+        )
+
+
+def _optimizer(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return config.optimizer.to_dict()
+
+
+def _passes(
+    config: ml_collections.ConfigDict, mesh: Any, frozen: trained.Trained | None
+) -> dict[str, Pass]:
+    """Each set as evaluations see it: `train` as `val` shows its own."""
+    passes = {}
+    for name in sets.described(config):
+        if frozen is not None:
+            one = cache.cached(frozen, config, name, mesh, all_views=True)
+        else:
+            shown = "val" if name == "train" and "val" in config else None
+            one = sets.make_set(config, name, shown, capped=True)
+        passes[name] = one.once(mesh, name)
+    return passes
+
+
+def _refit_pass(
+    config: ml_collections.ConfigDict, method: Method, mesh: Any, passes: Mapping[str, Pass]
+) -> Pass | None:
+    if method.refit is None:
+        return None
+    if method.refit.augmented:
+        return sets.make_set(config, "train").once(mesh, "train")
+    shown = "val" if "val" in config else None
+    return sets.make_set(config, "train", shown).once(mesh, "train")
+
+
+def _saved(
+    config: ml_collections.ConfigDict,
+    facts: Mapping[str, Any],
+    steps: int,
+    network: trained.Trained | None,
+) -> dict[str, Any]:
+    """The config with everything that it left open."""
+    saved = config.to_dict()
+    saved["method"] = networks.filled(config.method.to_dict(), facts)
+    saved["total_steps"], saved["total_epochs"] = steps, None
+    if network is not None:
+        saved["init_step"] = network.step
+    return json.loads(json.dumps(saved))
+
+
+def _preflight(config: ml_collections.ConfigDict) -> Callable[[Batch], str] | None:
+    """Of a network over a group: at which layer these images break it (`probes.exactness`).
+
+    `config.check` is "say" (the default), or "error" to refuse a network that is not exact.
+    """
+    backbone, check = networks.make_backbone(config), config.check
+    if check not in ("say", "error"):
+        raise names.unknown("check", check, ("say", "error"))
+    group = getattr(backbone, "group", None)
+    if not isinstance(group, Group) or group.order == 1:
+        return None
+
+    def judge(shapes: Batch) -> str:
+        verdict = exactness.judge_network(backbone, (1, *shapes["views"].shape[2:]), group)
+        if check == "error" and not verdict.exact:
+            raise Refusal(f'check="error" refuses a network that is not exact:\n{verdict}')
+        return f"equivariance, predicted:\n{verdict}"
+
+    return judge
+
+
+def total_steps(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, overridden: set[str]
+) -> int:
+    """The length of a run, which the config gives in steps or in epochs.
+
+    No steps are a run of evaluations alone.
+    """
+    given = {f for f in ("total_steps", "total_epochs") if config[f] is not None}
+    if len(given) == 2 and len(given & overridden) == 1:
+        given &= overridden
+    if len(given) != 1:
+        raise Refusal(
+            f"total_steps={config.total_steps} and total_epochs={config.total_epochs}: set exactly "
+            "one of the two; the other one is None."
+        )
+    [field] = given
+    if config[field] == 0 and config.init_from and config.evals:
+        return 0
+    if config[field] < 1:
+        raise Refusal(
+            f"{field}={config[field]}: it must be at least 1 (0 is for the evaluations of a "
+            "checkpoint, with init_from and evals)"
+        )
+    return config.total_steps if field == "total_steps" else config.total_epochs * steps_per_epoch
+
+
+def _profile_steps(given: tuple[int, ...], steps: int) -> tuple[int, int] | None:
+    if not given:
+        return None
+    if len(given) != 2 or not 1 <= given[0] <= given[1] <= steps:
+        raise Refusal(
+            f"profile_steps={given}: give (first, last), with 1 <= first <= last <= {steps}, the "
+            "steps of the run"
+        )
+    return given[0], given[1]

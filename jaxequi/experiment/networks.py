@@ -1,0 +1,103 @@
+"""Backbones and methods of a config."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+
+from jaxequi import names
+from jaxequi.errors import Refusal
+from jaxequi.methods import with_online_heads
+from jaxequi.nn.norm import BatchNorm
+from jaxequi.types import Method
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:
+    """Call `make` of the file that a field names, with the rest of the field as arguments.
+
+    Args:
+      more: arguments that the config does not give; those that this `make` takes.
+
+    Raises:
+      ValueError: a name that does not exist, or an argument that is not its own or is missing.
+    """
+    arguments = dict(field)
+    if "name" not in arguments:
+        raise Refusal(f"a part of {folder} is made by its `name`, and {arguments} has none")
+    name = arguments.pop("name")
+    make = names.find(folder, name)
+    allowed = inspect.signature(make).parameters
+    for argument in arguments:
+        if argument not in allowed:
+            own = [other for other in allowed if other not in more]
+            raise names.unknown(f"argument of {folder} {name!r} in this config:", argument, own)
+    more = {argument: value for argument, value in more.items() if argument in allowed}
+    try:
+        return make(**{**more, **arguments})
+    except TypeError as error:
+        raise Refusal(f"{folder} {name!r}: {error}") from error
+
+
+def dtype(config: ml_collections.ConfigDict) -> Any:
+    """The dtype of the computation."""
+    if config.dtype not in DTYPES:
+        raise names.unknown("dtype", config.dtype, DTYPES)
+    return DTYPES[config.dtype]
+
+
+def norm(config: ml_collections.ConfigDict) -> Any:
+    """Every BatchNorm of a network, but for what a layer says of itself."""
+    given = dict(config.norm)
+    if not 0 < given["momentum"] <= 1 or given["epsilon"] <= 0 or given["groups"] < 1:
+        raise Refusal(
+            f"norm={given}: momentum above 0 and at most 1, epsilon above 0, groups at least 1"
+        )
+    return functools.partial(BatchNorm, **given)
+
+
+def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
+    """Make the config's backbone: (images f32[B, H, W, 3], train) -> f32[B, R]."""
+    return made(
+        "models", config.backbone, remat=config.remat, dtype=dtype(config), norm=norm(config)
+    )
+
+
+def make_method(
+    config: ml_collections.ConfigDict,
+    facts: Mapping[str, Any],
+    backbone: nn.Module | None = None,
+) -> Method:
+    """Make the config's method over its backbone, with the online heads that it asks for.
+
+    Args:
+      facts: of the data and the checkpoint: `num_classes`, `examples`, ...; they are what the
+        method is told where the config leaves it open.
+      backbone: in place of the config's.
+    """
+    common = {"dtype": dtype(config), "norm": norm(config)}
+    if backbone is None:
+        backbone = make_backbone(config)
+    method = made("methods", filled(config.method, facts), backbone=backbone, **common)
+    online = dict(config.online)
+    if not online["features"] or not facts.get("num_classes"):
+        return method
+    online["num_classes"] = facts["num_classes"]
+    return with_online_heads(method, dtype=common["dtype"], **online)
+
+
+def filled(field: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of its method, with the facts that the method takes and it leaves open."""
+    given = dict(field)
+    taken = inspect.signature(names.find("methods", given.get("name", ""))).parameters
+    for fact, value in facts.items():
+        if fact in taken and given.get(fact) is None:
+            given[fact] = value
+    return given

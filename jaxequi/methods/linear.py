@@ -1,0 +1,310 @@
+"""Heads on a network that learns no more: linear evaluation, and SIE's offline evaluations.
+
+facebookresearch/SIE, `eval_classification.py`, `eval_angle_prediction.py` and
+`eval_color_prediction.py`. Each head answers one task from one part of the representation. Heads
+share nothing but the features: trained together, each goes the way that it would go alone.
+
+The frozen backbone is state (`extra["own"]["backbone"]`): it has no gradient and no moments. It
+stands in evaluation mode; with `drift` it stays in training mode, as SIE's evaluations have it:
+features are normalised with the statistics of their batch, and the running statistics drift with
+every view. Over `nn.stored.Stored` a batch's views are representations that were computed before.
+
+Logged, <head> = rotation-equivariant-deep, ...:
+
+    cross_entropy/<head>, top1/<head>, top5/<head>      of a task with classes
+    mse/<head>, r2/<head>, r2_<column>/<head>           of a task with numbers
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxequi.errors import Refusal
+from jaxequi.groups import quaternions
+from jaxequi.groups.relation import LATENTS
+from jaxequi.names import unknown
+from jaxequi.nn import heads as layers
+from jaxequi.nn import norm as norms
+from jaxequi.objectives import classification, regression
+from jaxequi.types import (
+    OWN,
+    Array,
+    Batch,
+    Features,
+    Method,
+    Metrics,
+    Output,
+    Progress,
+    PyTree,
+    collections,
+)
+
+PARTS = ("all", "invariant", "equivariant")
+KINDS = ("linear", "deep")
+_HIDDEN = (1024, 1024)  # of a deep head
+_HUES = [LATENTS.index(name) for name in ("floor_hue", "light_hue")]
+
+
+class Task(NamedTuple):
+    """A question about an example.
+
+    Attributes:
+      target: batch -> classes i32[B], or numbers f32[B, K]; numpy or JAX, as the batch is.
+      outputs: how many classes, or K.
+      columns: names of the K numbers, which are read off two views; empty for classes, which are
+        read off each view.
+    """
+
+    target: Callable[[Batch], Array]
+    outputs: int
+    columns: Sequence[str] = ()
+
+
+def task(name: str, num_classes: int) -> Task:
+    """Find a task of SIE's evaluations.
+
+      "classification"  the class of the object
+      "rotation"        the relative pose of two views, as a quaternion x, y, z, w
+      "euler"           the same, as extrinsic angles x, y, z in radians
+      "color"           differences of floor hue and light hue, not wrapped around
+
+    Raises:
+      ValueError: unknown name.
+    """
+
+    def pose(form: str) -> Callable[[Batch], Array]:
+        return lambda b: quaternions.relative_pose(b["latent"][:, 0], b["latent"][:, 1], form)
+
+    def color(batch: Batch) -> Array:
+        if batch["latent"].shape[-1] != len(LATENTS):
+            raise Refusal(
+                f"hues are columns of the {len(LATENTS)} latents {', '.join(LATENTS)}; these have "
+                f"{batch['latent'].shape[-1]}"
+            )
+        return batch["latent"][:, 1, _HUES] - batch["latent"][:, 0, _HUES]
+
+    tasks = {
+        "classification": Task(lambda b: b["label"], num_classes),
+        "rotation": Task(pose("quaternion"), 4, ("x", "y", "z", "w")),
+        "euler": Task(pose("euler"), 3, ("x", "y", "z")),
+        "color": Task(color, 2, ("floor_hue", "light_hue")),
+    }
+    if name not in tasks:
+        raise unknown("task", name, tasks)
+    return tasks[name]
+
+
+def tasks(asked: Iterable[str], num_classes: int) -> dict[str, Task]:
+    """The tasks of these names, see `task`."""
+    return {name: task(name, num_classes) for name in asked}
+
+
+class Head(NamedTuple):
+    """One head: a task, what it reads of the representation's R dimensions, and its depth."""
+
+    task: str
+    part: str
+    kind: str
+    first: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """ "rotation-equivariant-deep"."""
+        return f"{self.task}-{self.part}-{self.kind}"
+
+
+def head(task: str, part: str, kind: str, features: int, equi: int) -> Head:
+    """Make a head for a representation of which the last `equi` dimensions are equivariant.
+
+    Raises:
+      ValueError: unknown part or kind, or a part without dimensions.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of head", kind, KINDS)
+    if part not in PARTS:
+        raise unknown("part", part, PARTS)
+    if part != "all" and not 0 < equi < features:
+        raise Refusal(
+            f"the part {part!r} of a representation of {features} dimensions, {equi} of them "
+            "equivariant: this network has no such part; evaluate 'all', or say how many with equi"
+        )
+    first, stop = {
+        "all": (0, features),
+        "invariant": (0, features - equi),
+        "equivariant": (features - equi, features),
+    }[part]
+    return Head(task, part, kind, first, stop)
+
+
+class Heads(nn.Module):
+    """Representations f32[B, V, R] to the output of each head, by its name.
+
+    Classes are told of each view, f32[B, V, C], in training of the first one only, f32[B, 1, C].
+    Numbers are told of two views: of views 1 and 2, 3 and 4, ..., f32[B, V // 2, K].
+    """
+
+    heads: Sequence[Head]
+    tasks: dict[str, Task]
+    batch_norm: Any = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, representation: Array, train: bool) -> dict[str, Array]:
+        outputs = {}
+        for head in self.heads:
+            task = self.tasks[head.task]
+            x = representation[..., head.first : head.stop]
+            if task.columns:
+                pairs = x.shape[1] // 2
+                if not pairs:
+                    raise Refusal(
+                        f"{head.task} needs two views of an example, not {x.shape[1]}; set "
+                        "--config.train.num_views=2"
+                    )
+                x = x[:, : 2 * pairs].reshape(len(x), pairs, -1)
+            elif train:
+                x = x[:, :1]
+            if self.batch_norm is not None:
+                x = self.batch_norm(use_running_average=not train, name=f"{head.name}-norm")(x)
+            widths = (*(_HIDDEN if head.kind == "deep" else ()), task.outputs)
+            outputs[head.name] = layers.MLP(widths, self.dtype, name=head.name)(x)
+        return outputs
+
+
+def _score(name: str, task: Task, output: Array, target: Array) -> tuple[Array, Metrics]:
+    output = output.astype(jnp.float32)
+    if not task.columns:
+        logits = output.reshape(-1, task.outputs)
+        labels = jnp.repeat(target, output.shape[1])
+        loss = classification.cross_entropy(logits, labels)
+        scores = {f"top{k}/{name}": classification.top_k(logits, labels, k) for k in (1, 5)}
+        return loss, {f"cross_entropy/{name}": loss, **scores}
+    output = output[:, 0]
+    loss = regression.mean_squared_error(output, target)
+    by_column = regression.r2_per_column(output, target)
+    return loss, {
+        f"mse/{name}": loss,
+        f"r2/{name}": regression.r2(output, target),
+        **{f"r2_{column}/{name}": by_column[i] for i, column in enumerate(task.columns)},
+    }
+
+
+def make(
+    *,
+    backbone: nn.Module,
+    num_classes: int,
+    heads: Mapping[str, Sequence[str]],
+    parts: Sequence[str] = (),
+    equi: int | None = None,
+    batch_norm: bool = False,
+    drift: bool = False,
+    norm: Any = norms.BatchNorm,
+    dtype: Any = jnp.float32,
+) -> Method:
+    """Make the method that trains heads on a frozen backbone.
+
+    Args:
+      backbone: (images f32[B, H, W, 3], train) -> f32[B, R]. Its variables start as drawn, to be
+        replaced by those of a checkpoint.
+      num_classes: C.
+      heads: of each task (see `task`) the kinds of heads, "linear" or "deep"; no task is a frozen
+        network alone, for evaluations that need no head.
+      parts: which parts of the representation each head reads, of `PARTS`; () takes those that it
+        has.
+      equi: how many of its last dimensions are equivariant; None is none.
+      batch_norm: BatchNorm without scale and bias before each head (MAE's linear probe).
+      drift: keep the backbone in training mode.
+      norm: of `batch_norm`.
+      dtype: of the heads' computations.
+
+    Raises:
+      ValueError: unknown task, kind or part, or a part without dimensions.
+    """
+    known, width, equi = tasks(heads, num_classes), backbone.features, equi or 0
+    parts = parts or (PARTS if 0 < equi < width else PARTS[:1])
+    asked = [
+        head(name, part, kind, width, equi)
+        for name, kinds in heads.items()
+        for kind in kinds
+        for part in parts
+    ]
+    return of_heads(
+        asked,
+        known,
+        backbone,
+        drift,
+        functools.partial(norm, affine=False) if batch_norm else None,
+        dtype,
+    )
+
+
+def of_heads(
+    asked: Sequence[Head],
+    tasks: dict[str, Task],
+    backbone: nn.Module,
+    drift: bool = False,
+    batch_norm: Any = None,
+    dtype: Any = jnp.float32,
+) -> Method:
+    """Make the method of these very heads; see `make`.
+
+    Args:
+      tasks: by the names that the heads use.
+      batch_norm: BatchNorm before each head, or None.
+    """
+    network = Heads(tuple(asked), tasks, batch_norm, dtype)
+
+    def represent(frozen: PyTree, views: Array, train: bool) -> tuple[Array, PyTree]:
+        """f32[B, V, ...] to f32[B, V, R], view by view, and the backbone's variables after it."""
+        seen, moving = [], [name for name in frozen if name != "params"] if train else []
+        for view in range(views.shape[1]):
+            found: Any = backbone.apply(frozen, views[:, view], train, mutable=moving)
+            features, after = found
+            frozen = {**frozen, **after}
+            seen.append(features)
+        return jnp.stack(seen, axis=1), frozen
+
+    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        head_key, backbone_key = jax.random.split(key)
+        views = batch["views"]
+        frozen = dict(backbone.init(backbone_key, views[:, 0], False))
+        blank = jnp.zeros((*views.shape[:2], backbone.features))
+        extra = dict(network.init(head_key, blank, True))
+        return extra.pop("params", {}), {**extra, OWN: {"backbone": frozen}}
+
+    def loss(
+        params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
+    ) -> tuple[Array, Output]:
+        del key, progress
+        stopped = jax.lax.stop_gradient(extra[OWN]["backbone"])
+        representation, frozen = represent(stopped, batch["views"], drift)
+        variables = {"params": params, **collections(extra)}
+        outputs: Any
+        outputs, after = network.apply(
+            variables, representation, True, mutable=list(collections(extra))
+        )
+        total, metrics = jnp.zeros(()), dict[str, Array]()
+        for one in asked:
+            target = tasks[one.task].target(batch)
+            term, scores = _score(one.name, tasks[one.task], outputs[one.name], target)
+            total, metrics = total + term, metrics | scores
+        features = {"representation": representation}
+        return total, Output({**after, OWN: {"backbone": frozen}}, metrics, features)
+
+    def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
+        flat = views.reshape(-1, 1, *views.shape[2:])
+        representation, _ = represent(extra[OWN]["backbone"], flat, False)
+        representation = representation.reshape(*views.shape[:2], -1)
+        variables = {"params": params, **collections(extra)}
+        outputs = network.apply(variables, representation, False)
+        return {"representation": representation, "heads": outputs}
+
+    alone = not drift and batch_norm is None
+    return Method(init=init, loss=loss, encode=encode, mean_over_examples=alone)

@@ -1,0 +1,1 @@
+"""What reads finished runs: the report of one, the table and the figures of many."""
