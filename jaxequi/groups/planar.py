@@ -189,7 +189,7 @@ def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-
             f"a picture of {image.shape[h]} x {image.shape[w]} pixels: {group.labels[element]} "
             "degrees needs a square one. Crop it."
         )
-    pixels, shares = _cubic(group, element, image.shape[h])
+    pixels, shares = neighbours(group, element, image.shape[h])
     index: list[Any] = [slice(None)] * image.ndim
     shape = [1] * image.ndim
     shape[h] = shape[w] = image.shape[h]
@@ -202,8 +202,12 @@ def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-
 
 
 @functools.lru_cache(maxsize=64)
-def _cubic(group: Group, element: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each pixel reads: rows and columns i32[16, 2, n, n], and its shares f64[16, n, n]."""
+def neighbours(group: Group, element: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each pixel of a moved picture of n x n reads, of the picture before; see `transform`.
+
+    Returns:
+      Rows and columns i32[16, 2, n, n], and their shares f32[16, n, n].
+    """
     half = (n - 1) / 2
     row, column = np.mgrid[:n, :n].astype(np.float64)
     x, y = np.einsum("ij,jhw->ihw", group.matrices[element].T, [column - half, half - row])
@@ -220,7 +224,7 @@ def _cubic(group: Group, element: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         inside = (r >= 0) & (r < n) & (c >= 0) & (c < n)
         pixels.append(np.clip([r, c], 0, n - 1).astype(np.int32))
         shares.append(share(row - r) * share(column - c) * inside)
-    return np.stack(pixels), np.stack(shares)
+    return np.stack(pixels), np.stack(shares).astype(np.float32)
 
 
 def subgroup(group: Group, part: Group, axis: int = 0) -> np.ndarray:

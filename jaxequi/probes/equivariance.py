@@ -13,6 +13,7 @@ verdict.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def measure(
             "of half turns and mirrors."
         )
     recorder = layers.recorder(fn, (1, *images.shape[1:]), keep)
-    difference = jax.jit(_differences, static_argnums=(2, 3, 4))
+    sides = {shape[1] for shape in recorder.shapes if len(shape) == 4}
     exact = np.array(group.exact)
     total, scale = np.zeros((2, len(recorder.names), group.order))
     for start in range(0, len(images), batch_size):
@@ -98,31 +99,55 @@ def measure(
                 continue
             x = whole if part[0] else whole * _disc(whole.shape)
             upright = recorder.run(x)
-            for g in np.flatnonzero(part):
+            for g in map(int, np.flatnonzero(part)):
                 moved = recorder.run(planar.transform(group, g, x)) if g else upright
-                gaps = np.array(difference(upright, moved, group, int(g), regular))
-                total[:, g] += len(x) * gaps[0]
-                scale[:, g] += len(x) * gaps[1]
+                if part[0]:
+                    found = _exact_gaps(upright, moved, group, g, regular)
+                else:
+                    turns = {n: planar.neighbours(group, g, n) for n in sides}
+                    slices = group.shift[g] if regular else None
+                    found = _interpolated_gaps(upright, moved, turns, slices)
+                gaps, sizes = np.array(found)
+                total[:, g] += len(x) * gaps
+                scale[:, g] += len(x) * sizes
     absolute, size = total / len(images), scale / len(images)
     return Errors(recorder.names, absolute, absolute / np.maximum(size, 1e-30), exact)
 
 
-def _differences(upright: Any, moved: Any, group: Group, g: int, regular: bool) -> list[Any]:
-    """Mean |g F(x) - F(g x)| and mean |F(x)| of each layer, over a disc if g interpolates."""
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _exact_gaps(upright: Any, moved: Any, group: Group, g: int, regular: bool) -> Any:
+    """Mean |g F(x) - F(g x)| and mean |F(x)| of each layer."""
+    act = planar.act_on_field if regular else planar.act
+    turned = [act(group, g, a) if a.ndim == 4 else a for a in upright]
+    gaps = [jnp.mean(jnp.abs(a - b)) for a, b in zip(turned, moved)]
+    return gaps, [jnp.mean(jnp.abs(a)) for a in upright]
+
+
+@jax.jit
+def _interpolated_gaps(upright: Any, moved: Any, turns: Any, slices: Any) -> Any:
+    """The same over a disc; one program for all elements: what they read is an argument."""
+
+    def turned(a: Array) -> Array:
+        def add(sum_: Array, tap: Any) -> tuple[Array, None]:
+            (row, column), share = tap
+            return sum_ + a[:, row, column] * share[..., None], None
+
+        b = jax.lax.scan(add, jnp.zeros(a.shape), turns[a.shape[1]])[0]
+        if slices is None:
+            return b
+        return b.reshape(*a.shape[:-1], -1, len(slices))[..., slices].reshape(a.shape)
+
     gaps, sizes = [], []
     for a, b in zip(upright, moved):
-        seen = jnp.ones(a.shape)
-        gap = b - a
-        if a.ndim == 4:
-            gap = b - (planar.act_on_field if regular else planar.transform)(group, g, a)
-            seen = seen if group.exact[g] else jnp.broadcast_to(_disc(a.shape), a.shape)
-        gaps.append(jnp.mean(jnp.abs(gap), where=seen > 0))
-        sizes.append(jnp.mean(jnp.abs(a), where=seen > 0))
-    return [gaps, sizes]
+        disc = _disc(a.shape) if a.ndim == 4 else np.ones((1,) * a.ndim)
+        count = disc.sum() * a.size / disc.size
+        gaps.append(jnp.sum(jnp.abs((turned(a) if a.ndim == 4 else a) - b) * disc) / count)
+        sizes.append(jnp.sum(jnp.abs(a) * disc) / count)
+    return gaps, sizes
 
 
 def _disc(shape: tuple[int, ...]) -> np.ndarray:
-    """f32[1, H, W, 1]: 1 on pixels inside the disc that fits into the picture, else 0."""
+    """f32[1, n, n, 1]: 1 on pixels inside the disc that fits into the picture, else 0."""
     n = shape[1]
-    row, column = np.mgrid[:n, : shape[2]] - (n - 1) / 2
+    row, column = np.mgrid[:n, :n] - (n - 1) / 2
     return (np.hypot(row, column) <= n / 2).astype(np.float32)[None, :, :, None]

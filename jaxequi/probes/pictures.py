@@ -37,15 +37,15 @@ def feature_maps(
       regular: whether maps are regular fields of the group; the first field's slice that came from
         slice 0 is drawn.
     """
-    x = jnp.asarray(image)[None]
-    recorder = layers.recorder(fn, x.shape, keep)
-    upright, moved = recorder.run(x), recorder.run(planar.transform(group, element, x))
-    act = planar.act_on_field if regular else planar.transform
+    x = np.asarray(image)[None]
     turned = planar.transform(group, element, x)
+    recorder = layers.recorder(fn, x.shape, keep)
+    upright, moved = recorder.run(jnp.asarray(x)), recorder.run(jnp.asarray(turned))
+    act = planar.act_on_field if regular else planar.transform
     columns: list[tuple[str, Any, Any]] = [("image", turned, turned)]
     for name, before, after in zip(recorder.names, upright, moved):
         if before.ndim == 4:
-            columns.append((name, act(group, element, before), after))
+            columns.append((name, act(group, element, np.asarray(before)), after))
     figure = Figure(figsize=(0.4 + 1.7 * len(columns), 5.9), layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     move = group.labels[element]
