@@ -24,7 +24,7 @@ from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.models.gresnet import pooled
-from jaxequi.models.torchvision_resnet import BasicBlock, Bottleneck
+from jaxequi.models.torchvision_resnet import BasicBlock, Bottleneck, ResNet
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.nn.pool import MaxPool, avg_pool, blur_pool
 from jaxequi.nn.steerable import RegularConv
@@ -51,7 +51,7 @@ class SteerableResNet(nn.Module):
       block: `BasicBlock` or `Bottleneck`.
       fit: pad images to sides of 32 m + 1; even sides first move by half a pixel (2x2 means).
       antialias: convolve without stride and blur before pixels are left out.
-      norm_groups: statistics groups of the norms.
+      norm: makes the norms, such as `nn.norm.BatchNorm`.
       remat: recompute each block in the backward pass.
       dtype: of the computation.
     """
@@ -62,7 +62,7 @@ class SteerableResNet(nn.Module):
     block: type[BasicBlock] = BasicBlock
     fit: bool = False
     antialias: bool = False
-    norm_groups: int = 1
+    norm: Any = BatchNorm
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -78,9 +78,8 @@ class SteerableResNet(nn.Module):
             RegularConv, group=self.group, antialias=self.antialias, dtype=self.dtype
         )
         norm = functools.partial(
-            BatchNorm,
+            self.norm,
             use_running_average=not train,
-            groups=self.norm_groups,
             field_size=self.group.order,
         )
         block = nn.remat(self.block) if self.remat else self.block
@@ -107,6 +106,26 @@ class SteerableResNet(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Compute the representation."""
         return pooled(self.feature_map(x, train), self.group, "coset_last")
+
+
+def plain(network: SteerableResNet) -> ResNet:
+    """The plain network that `nn.expansion.expand` writes this one out for.
+
+    Its representation f32[B, R G] holds all channels; `pool.coset_max` makes it the network's own.
+
+    Raises:
+      ValueError: `fit` and `antialias` are no layers of a plain network.
+    """
+    if network.fit or network.antialias:
+        raise Refusal("a plain ResNet neither fits its images nor blurs: fit and antialias are off")
+    return ResNet(
+        network.stage_sizes,
+        network.block,
+        network.width * network.group.order,
+        norm=network.norm,
+        dtype=network.dtype,
+        remat=network.remat,
+    )
 
 
 def fitted(x: Array) -> Array:
@@ -150,7 +169,7 @@ def make(
     fast: bool = False,
     fit: bool = False,
     antialias: bool = False,
-    norm_groups: int = 1,
+    norm: Any = BatchNorm,
     remat: bool = False,
     dtype: Any = jnp.float32,
 ) -> SteerableResNet:
@@ -160,7 +179,7 @@ def make(
       architecture: `c<N>resnet<depth>` or `d<N>resnet<depth>`, any N, depth in `DEPTHS`.
       width: fields of the first stage; None takes the reference's.
       fast: take the reference's narrow widths, with the channels of the plain network.
-      fit, antialias, norm_groups, remat, dtype: as in `SteerableResNet`.
+      fit, antialias, norm, remat, dtype: as in `SteerableResNet`.
 
     Raises:
       ValueError: no such architecture, or both a width and `fast`; the message says what exists.
@@ -174,4 +193,4 @@ def make(
     group, depth = planar.named(parts[1]), int(parts[2])
     sizes, block = DEPTHS[depth]
     width = default_width(group, depth, fast) if width is None else width
-    return SteerableResNet(group, width, sizes, block, fit, antialias, norm_groups, remat, dtype)
+    return SteerableResNet(group, width, sizes, block, fit, antialias, norm, remat, dtype)
