@@ -73,6 +73,7 @@ def get_config(arg: str | None = None):
         size = {} if name == "train" else {"batch_size": 64}
         config[name] = one(empty(str), empty(tuple), empty(tuple), num_views=2, **size)
         config[name].root = config.get_ref("root")
+    config.fresh = "^params/"  # the heads are all that learns
     config.evals = {"heads": {}} if asked["heads"] else {}
     if "predictor" in asked:
         optional = asked["predictor"] == "if any"

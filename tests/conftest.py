@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -10,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -35,3 +38,58 @@ def keys():
             yield jax.random.fold_in(key, count)
 
     return stream()
+
+
+def smoke_run(folder, config_file, words):
+    """Train a config's smoke in a folder; session fixtures share what it leaves behind."""
+    from jaxequi import experiment
+    from jaxequi.train import loop
+
+    config = importlib.import_module(f"configs.{config_file}").get_config(f"{words},smoke")
+    assert loop.run(experiment.build(config), folder) == loop.FINISHED
+    return folder
+
+
+def drawn_run(folder, variant):
+    """What a finished run leaves behind, with weights that are drawn: distinct, and quickly had."""
+    from jaxequi import experiment
+    from jaxequi.train.checkpoint import Checkpoints
+
+    job = experiment.build(importlib.import_module("configs.sie").get_config(f"{variant},smoke"))
+    random = np.random.default_rng(0)
+
+    def draw(shape):
+        if len(shape.shape) < 2:
+            return random.uniform(0.5, 1, shape.shape).astype(shape.dtype)
+        fan_in = np.prod(shape.shape[:-1])
+        return random.normal(0, (2 / fan_in) ** 0.5, shape.shape).astype(shape.dtype)
+
+    batch = {**job.shapes()}
+    batch["views"] = jax.ShapeDtypeStruct(batch["views"].shape, np.float32)
+    shapes = jax.eval_shape(job.method.init, jax.random.key(0), batch)
+    params, extra = jax.tree.map(draw, shapes)
+    checkpoints = Checkpoints(folder.absolute() / "checkpoints")
+    checkpoints.save(3, {"params": params, "extra": extra}, job.config, window=[])
+    checkpoints.close()
+    (folder / "config.json").write_text(json.dumps(job.config))
+    row = {"step": 3, "loss": 1.0, "val/online/r2/representation-equi": 0.3}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sie_run(tmp_path_factory):
+    """SIE on tiny scenes; not trained."""
+    return drawn_run(tmp_path_factory.mktemp("runs") / "sie", "sie")
+
+
+@pytest.fixture(scope="session")
+def vicreg_run(tmp_path_factory):
+    """VICReg, which has no predictor; not trained."""
+    return drawn_run(tmp_path_factory.mktemp("runs") / "vicreg", "vicreg")
+
+
+@pytest.fixture(scope="session")
+def classifier_run(tmp_path_factory):
+    """A trained network over C4, in three steps."""
+    return smoke_run(tmp_path_factory.mktemp("runs") / "rotmnist", "rotmnist", "approximate27")

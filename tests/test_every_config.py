@@ -6,8 +6,11 @@ import pathlib
 
 import pytest
 
-from jaxequi import experiment, report
-from jaxequi.train import log, loop
+from jaxequi import experiment
+from jaxequi.errors import Refusal
+from jaxequi.experiment import trained
+from jaxequi.runs import probing, report
+from jaxequi.train import log, loop, programs
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -19,14 +22,24 @@ def load(file: pathlib.Path):
     return module
 
 
-# configs/evals.py judges a checkpoint; tests/test_evaluation.py makes one.
-FILES = [file for file in sorted(CONFIGS.glob("*.py")) if file.stem not in ("common", "evals")]
+FILES = [file for file in sorted(CONFIGS.glob("*.py")) if file.stem != "common"]
 CASES = [(file, variant) for file in FILES for variant in load(file).VARIANTS]
-# Compiling takes most of a test's time: one variant a method, one a family.
-TRAINED = [(file, next(iter(load(file).VARIANTS))) for file in FILES if file.stem != "sie"]
-TRAINED += [
-    (CONFIGS / "sie.py", variant)
-    for variant in ("only_equi", "vicreg", "simclr", "simclr_equimod", "simclr_augself_rotcolor")
+# Compiling takes most of a test's time: one variant a method, one a family. What configs/evals.py
+# does is in experiment/test_frozen_evaluations.py, and the family's first is the fixture.
+TRAINED = [
+    (CONFIGS / "classification.py", "digits"),
+    (CONFIGS / "imagenet_p4.py", "approximate"),
+    (CONFIGS / "unequivariance.py", "even"),
+    *[
+        (CONFIGS / "sie.py", variant)
+        for variant in (
+            "only_equi",
+            "vicreg",
+            "simclr",
+            "simclr_equimod",
+            "simclr_augself_rotcolor",
+        )
+    ],
 ]
 
 
@@ -34,14 +47,34 @@ def named(value):
     return getattr(value, "stem", value)
 
 
+def made(file, variant, run):
+    """The smoke of a variant; one that judges a checkpoint judges `run`."""
+    config = load(file).get_config(f"{variant},smoke")
+    if file.stem in ("evals", "linear"):
+        config.init_from = str(run)
+    return config
+
+
 @pytest.mark.parametrize(("file", "variant"), CASES, ids=named)
-def test_smoke_builds(file, variant):
-    job = experiment.build(load(file).get_config(f"{variant},smoke"))
-    with job.batches(0, 1) as batches:
-        batch = next(batches)
-    state, metrics = loop.lower_job(job, batch).train_step.out_info
+def test_smoke_builds(file, variant, sie_run):
+    job = experiment.build(made(file, variant, sie_run))
+    lowered = programs.lower_job(job)
+    saved = job.config["method"]
+    assert saved["name"] == made(file, variant, sie_run).method.name
+    if "num_classes" in saved:
+        assert saved["num_classes"] == len(job.class_names)
+    if not job.total_steps:
+        assert lowered.train_step is None
+        assert job.evaluations
+        return
+    assert job.total_steps == 3
+    state, metrics = lowered.train_step.out_info
     assert metrics["loss"].shape == ()
+    assert metrics["learning_rate"].shape == ()
+    shapes = job.shapes()["views"].shape
+    assert shapes[0] == job.batch_size == 8
     assert state.step.shape == ()
+    assert job.steps_per_epoch == job.examples // 8
 
 
 @pytest.mark.parametrize(("file", "variant"), TRAINED, ids=named)
@@ -49,20 +82,56 @@ def test_smoke_trains(file, variant, tmp_path):
     job = experiment.build(load(file).get_config(f"{variant},smoke"))
     assert loop.run(job, tmp_path) == loop.FINISHED
     rows = log.read_metrics(tmp_path)
-    assert [row["step"] for row in rows] == list(range(1, job.total_steps + 1))
-    assert "loss" in rows[-1]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["epoch"] == 1 / job.steps_per_epoch
+    assert all(row["gradient_norm"] > 0 for row in rows)
+    assert rows[0]["learning_rate"] == pytest.approx(float(job.optimizer.rates["learning_rate"](0)))
+    judged = {name for name in rows[-1] if name.startswith("val/")}
+    assert {name.split("/")[1] for name in judged} == {e.name for e in job.evaluations}
+    shares = [rows[-1][name] for name in judged if "/top" in name or "/accuracy" in name]
+    held_out = job.sets["val"].examples * job.sets["val"].shapes()["views"].shape[1]
+    for share in shares:  # of so many views, or of as many at each of four angles
+        assert 0 <= share <= 1
+        assert share * held_out * 4 == pytest.approx(round(share * held_out * 4), abs=1e-3)
 
 
 def test_sie_trains_and_leaves_a_report(tmp_path):
     job = experiment.build(load(CONFIGS / "sie.py").get_config("smoke"))
     loop.run(job, tmp_path)
     page = report.write(tmp_path)
-    assert page.read_text().count("data:image/png;base64,") == 4
     figures = {file.stem for file in (tmp_path / "figures").glob("*.png")}
-    assert figures == {"curves", "examples", "spectrum_val", "projection_val"}
+    of_sets = {f"{kind}_{name}" for kind in ("spectrum", "projection") for name in ("train", "val")}
+    assert figures == {"curves", "examples", *of_sets}
+    assert page.read_text().count("data:image/png;base64,") == 6
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["total_steps"] == 3
     assert saved["method"]["equivariance_factor"] == 0.45
+
+
+@pytest.mark.parametrize("words", ["linear", "finetune"])
+def test_any_checkpoint_is_evaluated(words, sie_run, vicreg_run, classifier_run, tmp_path):
+    for run in (sie_run, vicreg_run, classifier_run):
+        config = load(CONFIGS / "linear.py").get_config(f"{words},smoke")
+        config.init_from, config.cache.folder = str(run), str(tmp_path / "features")
+        job = experiment.build(config)
+        assert loop.run(job, tmp_path / run.name) == loop.FINISHED
+        last = log.read_metrics(tmp_path / run.name)[-1]
+        name = {"linear": "heads/top1/classification-all-linear"}.get(words, "classification/top1")
+        assert 0 <= last[f"val/{name}"] <= 1
+        assert last["val/knn/k"] == 5
+
+
+def test_an_equivariant_backbone_learns_without_labels(tmp_path):
+    config = load(CONFIGS / "sie.py").get_config("simclr,smoke")
+    config.backbone.name, config.backbone.architecture = "gresnet", "p4resnet18"
+    said = ["backbone.name", "backbone.architecture"]
+    job = experiment.build(config, overridden=said)
+    assert "stem" not in job.config["backbone"]  # which only the file's own network takes
+    assert loop.run(job, tmp_path) == loop.FINISHED
+    assert "val/knn/top1" in log.read_metrics(tmp_path)[-1]
+    text = probing.of_run(trained.load(tmp_path), 2)
+    assert "predicted: c4 at 16x16" in text
+    assert "Equivariance error by layer" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -98,6 +167,17 @@ def changed(**fields):
         ({"optimizer__name": "adamm"}, "adam"),
         ({"dtype": "float16"}, "bfloat16"),
         ({"total_steps": 0}, "at least 1"),
+        ({"total_steps": -1}, "at least 1"),
+        ({"eval_every_steps": -1}, "at least 0"),
+        ({"seed": -1}, "at least 0"),
+        ({"optimizer__learning_rate": -0.1}, "neither may be below 0"),
+        ({"optimizer__weight_decay": -0.1}, "neither may be below 0"),
+        ({"profile_steps": (2, 9)}, "last <= 3"),
+        ({"best": "val/nearest/top1"}, "of no evaluation"),
+        ({"online__features": ("projection",)}, "does not give; there is representation"),
+        ({"evals__knn__k": 100}, "between 1 and the 20 examples"),
+        ({"train__order": "epoch"}, "Did you mean 'epochs'"),
+        ({"norm__momentum": 2.0}, "momentum above 0"),
         ({"log_every_steps": 0}, "at least 1"),
         ({"keep_checkpoints": 0}, "at least 1"),
         ({"profile_steps": (3, 2)}, "first <= last"),
@@ -105,7 +185,7 @@ def changed(**fields):
         ({"method__equi": 32}, "32"),
         ({"method__projector": "16-x"}, "16-x"),
         ({"train__source__image_size": 20}, "20x20 do not fit"),
-        ({"backbone__norm_groups": 3}, "groups=3"),
+        ({"norm__groups": 3}, "groups=3"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_compiled(fields, message, tmp_path, monkeypatch):
@@ -113,8 +193,9 @@ def test_bad_input_is_refused_before_anything_is_compiled(fields, message, tmp_p
         raise AssertionError("compiled")
 
     monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
-    with pytest.raises(ValueError, match=message):
-        loop.run(experiment.build(changed(**fields)), tmp_path)
+    with pytest.raises(Refusal, match=message):
+        loop.run(experiment.build(changed(**fields)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("variant", ["approximate27", "approximate29"])

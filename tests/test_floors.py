@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "jaxequi"
 FLOORS = [
-    {"types", "names", "pipes"},
+    {"errors", "types", "names", "pipes"},
     {"groups"},
     {"nn"},
     {"models"},

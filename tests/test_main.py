@@ -32,6 +32,7 @@ def call(*arguments):
         (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'"),
         (("--config=configs/sie.py:vicrag",), "Did you mean 'vicreg'"),
         (("--config=configs/sie.py:smoke", "--config.batchsize=4"), '"batch_size"'),
+        (("--config=configs/linear.py",), "--config.init_from=FOLDER_OF_A_RUN"),
         (("--config=configs/sie.py:smoke", "--config.method.name=sieve"), "'sie'"),
         (("--config=configs/sie.py:smoke", "--workdir=/dev/null/x"), "cannot be used"),
         (("--config=configs/sie.py:smoke", "extra"), "unknown argument 'extra'"),

@@ -20,7 +20,7 @@ from jaxequi.nn.stored import Stored
 from jaxequi.probes import exactness
 from jaxequi.train import mesh as meshes
 from jaxequi.train import optim
-from jaxequi.train.job import Job, Pass
+from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.state import Start
 from jaxequi.types import Batch, Method
 
@@ -49,7 +49,8 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
       ValueError: something that is not there, does not fit or contradicts; nothing was compiled,
         and nothing written.
     """
-    config = config.copy_and_resolve_references()
+    config, overridden = config.copy_and_resolve_references(), set(overridden)
+    networks.follow_names(config, overridden)
     _check(config)
     network = _start_network(config)
     mesh = meshes.make_mesh(**config.mesh)
@@ -73,7 +74,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     steps_per_epoch = order.steps_per_epoch(batch_size, examples)
     if config.train.get("order", "epochs") == "stream":
         steps_per_epoch = max(1, examples // batch_size)
-    steps = total_steps(config, steps_per_epoch, set(overridden))
+    steps = total_steps(config, steps_per_epoch, overridden)
     method = networks.make_method(config, facts, backbone)
     passes = _passes(config, mesh, frozen)
     fixed = {
@@ -82,6 +83,8 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         "tasks": linear.tasks(config.method.get("heads", {}), len(class_names)),
     }
     asked = bool(config.eval_every_steps) or not steps
+    judged = evaluations.make(config, method, passes, fixed, frozen) if asked else []
+    _check_best(config.best, passes, judged)
     return Job(
         method=method,
         optimizer=optim.make(
@@ -100,7 +103,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         config=_saved(config, facts, steps, network),
         class_names=class_names,
         sets=passes,
-        evaluations=evaluations.make(config, method, passes, fixed, frozen) if asked else (),
+        evaluations=judged,
         refit_pass=_refit_pass(config, method, mesh, passes),
         start=_start(config, network),
         sharding_rules=config.sharding,
@@ -129,10 +132,17 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise Refusal(f"seed={config.seed}: it must be below 2**32")
     if config.best_mode not in ("max", "min"):
         raise Refusal(f"best_mode={config.best_mode!r}: use 'max' or 'min'")
-    if config.best and "/" in config.best and not config.eval_every_steps:
+
+
+def _check_best(best: str | None, passes: Mapping[str, Pass], judged: list[Evaluation]) -> None:
+    """Refuse the score of an evaluation that does not take place."""
+    if best is None or best.partition("/")[0] not in passes:
+        return  # a metric of the training step
+    starts = sorted({f"{evaluation.sets[-1]}/{evaluation.name}/" for evaluation in judged})
+    if not any(best.startswith(start) for start in starts):
         raise Refusal(
-            f"best={config.best!r} is never measured: eval_every_steps is 0; set it, or name a "
-            "metric of the training step"
+            f"best={best!r} is a score of no evaluation; there is {', '.join(starts) or 'none'} "
+            "(see evals and eval_every_steps)"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +44,23 @@ def made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:
         return make(**{**more, **arguments})
     except TypeError as error:
         raise Refusal(f"{folder} {name!r}: {error}") from error
+
+
+def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -> None:
+    """Where the command line names another backbone or method, drop what that one does not take.
+
+    What the file says of its own part stays as far as the other part knows it; what the command
+    line says stays, and is refused later if it does not fit.
+    """
+    for part, folder in (("backbone", "models"), ("method", "methods")):
+        if f"{part}.name" not in overridden:
+            continue
+        taken = inspect.signature(names.find(folder, config[part].name)).parameters
+        with config.unlocked():
+            for field in list(config[part]):
+                said = any(one.startswith(f"{part}.{field}") for one in overridden)
+                if field != "name" and field not in taken and not said:
+                    del config[part][field]
 
 
 def dtype(config: ml_collections.ConfigDict) -> Any:

@@ -16,7 +16,7 @@ def get_config(arg: str | None = None):
     config.backbone = {"name": "resnet", "architecture": "resnet10", "width": 4, "stem": "small"}
     crop = "decode|random_resized_crop(16, scale=(0.5, 1.0))"
     normalise = ("normalise('unit')",)
-    part = {"name": "subset", "source": {"name": "digits", "split": "train"}, "stop": 0.035}
+    part = {"name": "subset", "source": {"name": "digits", "split": "train"}, "stop": 0.047}
     config.train = common.train_set(part, (crop, crop), normalise)
     test = {"name": "subset", "source": {"name": "digits", "split": "test"}, "stop": 0.1}
     views = ("decode|resize((16, 16))",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,15 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from configs import rotmnist as rotmnist_config
-from jaxequi import experiment, main, probe
+from jaxequi.runs import probing
 from jaxequi.groups.planar import cyclic
 from jaxequi.models.gresnet import GResNet
 from jaxequi.models.rotmnist import RotMnistNet
 from jaxequi.probes import exactness
-from jaxequi.train import loop
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def call(*arguments, cache):
@@ -39,7 +38,7 @@ def test_prediction_measurement_and_figures(size, broken, keys):
     network = RotMnistNet(cyclic(4), planes=1)
     images = np.asarray(jax.random.normal(next(keys), (2, size, size, 3)))
     variables = jax.jit(lambda key: network.init(key, images, False))(next(keys))
-    text, figures = probe.probe(network, variables, images, cyclic(4), regular=True)
+    text, figures = probing.probe(network, variables, images, cyclic(4), regular=True)
     assert ("NOT equivariant from pool2 on" in text) == broken
     assert ("measured: breaks from pool2 on" in text) == broken
     assert ("measured: no layer breaks" in text) != broken
@@ -54,7 +53,7 @@ def test_a_head_that_keeps_the_slices_is_named(head, keys):
     network = GResNet(cyclic(4), widths=(1, 1), blocks=(1, 1), head=head)
     images = np.asarray(jax.random.normal(next(keys), (2, 9, 9, 3)))
     variables = jax.jit(lambda key: network.init(key, images, False))(next(keys))
-    text, _ = probe.probe(network, variables, images, cyclic(4), regular=True)
+    text, _ = probing.probe(network, variables, images, cyclic(4), regular=True)
     assert "measured: no layer breaks" in text
     assert ("the output is not invariant" in text) == (head == "slices")
 
@@ -62,25 +61,23 @@ def test_a_head_that_keeps_the_slices_is_named(head, keys):
 def test_a_deep_network_is_drawn_in_parts():
     network = GResNet(cyclic(4), widths=(1, 1, 1), blocks=(7, 7, 7))
     verdict = exactness.judge_network(network, (1, 32, 32, 3), cyclic(4))
-    drawn = probe._drawn(verdict)
+    drawn = probing._drawn(verdict)
     assert {"stem", "layer2_0", "layer3_6"} <= drawn
-    assert len(drawn) <= probe.MOST_MAPS + 1
+    assert len(drawn) <= probing.MOST_MAPS + 1
 
 
-def test_a_run_and_its_report(tmp_path):
-    job = experiment.build(rotmnist_config.get_config("approximate27,smoke"))
-    assert loop.run(job, tmp_path / "run") == loop.FINISHED
-    main._report(job, tmp_path / "run")  # what ends every training of a network over a group
-    assert "Equivariance error by layer" in (tmp_path / "run" / "report.html").read_text()
-    done = call(f"--run={tmp_path / 'run'}", "--images=4", cache=tmp_path)
+def test_a_run_and_its_report(classifier_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(classifier_run, run)
+    done = call(f"--run={run}", "--images=4", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "checkpoint" not in done.stderr  # what the library that reads them logs
     assert "measured: breaks from pool2 on" in done.stdout
     assert "accuracy of 4 images: upright" in done.stdout
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (run / "report.html").read_text()
     assert "Equivariance error by layer" in page
     assert "Maps of a turned image" in page
-    assert (tmp_path / "run" / "figures" / "circle.png").exists()
+    assert (run / "figures" / "circle.png").exists()
 
 
 def test_bad_input_is_one_clean_message(tmp_path):
