@@ -33,8 +33,6 @@ from jaxequi.errors import Refusal
 from jaxequi.groups.planar import Group
 from jaxequi.groups.representations import Irrep, Representation, irrep_matrices, irreps, is_complex
 
-_LAYOUT = "1"  # what cached files hold; another number leaves the old ones unread
-
 
 class Basis(NamedTuple):
     """A basis of all filters from one field of rho_in to one of rho_out.
@@ -45,7 +43,7 @@ class Basis(NamedTuple):
     Attributes:
       coefficients: f64[B, d_out, d_in, 2].
       pairs: i32[B, 2], the cosine and the sine of an element; twice the same for frequency 0.
-      functions: f64[G, F, k k], phi_f(g^-1 x_p) for pixel p = row * k + column.
+      functions: f64[F, k k], phi_f(x_p) for pixel p = row * k + column; see `sample`.
       frequency, ring: i32[B], m, and the position of the ring.
       in_irrep, out_irrep: i32[B], positions in the irreps of rho_in and rho_out.
     """
@@ -61,7 +59,7 @@ class Basis(NamedTuple):
     @property
     def filters(self) -> np.ndarray:
         """f64[B, d_out, d_in, k k]: the elements on the grid."""
-        return np.einsum("boic,bcp->boip", self.coefficients, self.functions[0][self.pairs])
+        return np.einsum("boic,bcp->boip", self.coefficients, self.functions[self.pairs])
 
 
 def rings(size: int, dilation: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -184,8 +182,8 @@ def basis(
             f"a kernel of size {size} has no central pixel about which {group.name} could turn it. "
             f"Take {max(1, size - 1)} or {size + 1}."
         )
-    key = hashlib.sha256()
-    for part in (_LAYOUT, rho_in, rho_out, size, dilation, float(cutoff)):
+    key = hashlib.sha256(_sources())
+    for part in (rho_in, rho_out, size, dilation, float(cutoff)):
         key.update(repr(part).encode())
     for representation in (rho_in, rho_out):
         key.update(np.round(representation.change_of_basis, 12).tobytes())
@@ -195,6 +193,14 @@ def basis(
         found = _build(rho_in, rho_out, size, dilation, cutoff)
         _write(file, found)
     return found
+
+
+@functools.cache
+def _sources() -> bytes:
+    """The files that decide what a basis is: another version of them reads no old cache."""
+    here = pathlib.Path(__file__)
+    names = (here.name, "representations.py", "planar.py")
+    return b"".join(here.with_name(name).read_bytes() for name in names)
 
 
 def cache_folder() -> pathlib.Path:
@@ -231,11 +237,9 @@ def _write(file: pathlib.Path, made: Basis) -> None:
 def _build(
     rho_in: Representation, rho_out: Representation, size: int, dilation: int, cutoff: float
 ) -> Basis:
-    group, points = rho_out.group, grid(size, dilation)
-    # g^-1 x for all g: the transposed matrix
-    moved = np.einsum("gji,pj->gpi", group.matrices, points)
-    functions = np.stack([sample(group, p, size, dilation, cutoff) for p in moved])
-    products = functions[0] @ functions[0].T
+    group = rho_out.group
+    functions = sample(group, grid(size, dilation), size, dilation, cutoff)
+    products = functions @ functions.T
     place: dict[tuple[int, int], tuple[int, int]] = {}  # (ring, frequency) to its functions
     radii = rings(size, dilation)[0]
     count = 0

@@ -122,9 +122,9 @@ def initial_scales(space: FilterSpace) -> dict[str, np.ndarray]:
 def expand(weights: Weights, space: FilterSpace) -> Array:
     """Make the filter of an ordinary convolution.
 
-    Towards regular fields, row 0 of the filter says all: K_a(x) = K_0(a^-1 x) rho_in(a)^-1. So one
-    product finds the functions of row 0, and one evaluates them, moved by each element, on the
-    taps: |G| times less work than with the sampled basis.
+    One product with the sampled basis for each pair of representations. Between regular fields the
+    first row of the filter says all, and needs |G| times less arithmetic; but on a CPU the two
+    small products and the permutation of that way take longer than the one large product.
 
     Args:
       weights: f32[B, fields in, fields out] by the names of `pairs`.
@@ -133,7 +133,9 @@ def expand(weights: Weights, space: FilterSpace) -> Array:
     Returns:
       f32[k, k, C_in, C_out].
     """
-    made = {(p.rho_in.name, p.rho_out.name): _expand(p, weights[p.name]) for p in pairs(space)}
+    made = {
+        (p.rho_in.name, p.rho_out.name): _expand(p, weights[p.name], space) for p in pairs(space)
+    }
     a, b = space.type_in, space.type_out
     columns = []
     for rho_out, channels_out in b.kinds:
@@ -159,37 +161,24 @@ def _ordered(filters: Array, kind: FieldType, axis: int) -> Array:
     return jnp.take(filters, place, axis)
 
 
-def _expand(pair: _Pair, weights: Array) -> Array:
-    """f32[k k, C_in, C_out] of one pair."""
-    _, fields_in, fields_out = pair.shape
-    multiply = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    if pair.rho_out == representations.regular(pair.rho_out.group):
-        row, moved, taps = _by_functions(pair.basis, pair.rho_in)
-        functions = multiply("byf,bio->yfio", row, weights)
-        if moved.ndim == 2:
-            functions = functions[moved]
-        else:
-            functions = multiply("gzy,yfio->gzfio", moved, functions)
-        filters = multiply("gfp,gzfio->pizog", taps, functions)
-    else:
-        filters = multiply("bxyp,bio->piyox", pair.basis.filters.astype(np.float32), weights)
-    return filters.reshape(-1, fields_in * pair.rho_in.size, fields_out * pair.rho_out.size)
+def _expand(pair: _Pair, weights: Array, space: FilterSpace) -> Array:
+    """f32[k k, C_in, C_out] of one pair: one product with the sampled basis."""
+    matrix = _matrix(pair.rho_in, pair.rho_out, *space[2:])
+    count, *fields = pair.shape
+    filters = jnp.matmul(
+        matrix, weights.reshape(count, -1), precision=jax.lax.Precision.HIGHEST
+    ).reshape(-1, pair.rho_in.size, pair.rho_out.size, *fields)
+    filters = filters.transpose(0, 3, 1, 4, 2)
+    return filters.reshape(-1, fields[0] * pair.rho_in.size, fields[1] * pair.rho_out.size)
 
 
-def _by_functions(
-    basis: kernels.Basis, rho_in: Representation
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row 0 of the basis in functions f32[B, d_in, F]; rho_in(g); the functions f32[G, F, k k].
-
-    rho_in(g) is i32[G, d_in], what each channel reads, where it permutes, else f32[G, d_in, d_in].
-    """
-    count = len(basis.pairs)
-    row = np.zeros((count, rho_in.size, basis.functions.shape[1]))
-    for c in (0, 1):
-        row[np.arange(count), :, basis.pairs[:, c]] += basis.coefficients[:, 0, :, c]
-    matrices = rho_in.matrices
-    moved = matrices.argmax(-1) if rho_in.pointwise else matrices.astype(np.float32)
-    return row.astype(np.float32), moved, basis.functions.astype(np.float32)
+@functools.lru_cache(maxsize=64)
+def _matrix(
+    rho_in: Representation, rho_out: Representation, size: int, dilation: int, cutoff: float
+) -> np.ndarray:
+    """The sampled basis, f32[k k d_in d_out, B]."""
+    filters = kernels.basis(rho_in, rho_out, size, dilation, cutoff).filters
+    return filters.transpose(3, 2, 1, 0).reshape(-1, len(filters)).astype(np.float32)
 
 
 def expand_bias(bias: Array, kind: FieldType) -> Array:
