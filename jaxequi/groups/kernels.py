@@ -325,8 +325,8 @@ def couplings(
 ) -> tuple[tuple[Irrep, np.ndarray], ...]:
     """Irreps j in the product of two, in order, with f64[d_out, d_in, multiplicity, d_j]."""
     if group.mirrors:
-        found = ((j, _invariant(group, irrep_out, irrep_in, j)) for j in irreps(group))
-        return tuple((j, c) for j, c in found if c is not None)
+        kept = ((j, _invariant(group, irrep_out, irrep_in, j)) for j in irreps(group))
+        return tuple((j, c) for j, c in kept if c is not None)
     n, (a,), (b,) = group.rotations, irrep_out, irrep_in
     sizes = [irrep_matrices(group, i).shape[-1] for i in (irrep_out, irrep_in)]
     chi = np.diag([1.0, -1.0])

@@ -34,7 +34,7 @@ BASIS = "_basisexpansion.block_expansion_({pair}).sampled_basis"
 
 def images(x):
     """[B, C, H, W] to [B, H, W, C]."""
-    return jnp.asarray(np.moveaxis(x, 1, -1))
+    return np.moveaxis(x, 1, -1)
 
 
 def back(x):
@@ -82,7 +82,7 @@ def weights_of(case: Case, vector, space: FilterSpace, prefix="", alias=None, ba
         start += part.size
         sign = signs(pair.basis.filters, stored)
         part = part.reshape(fields_out, fields_in, count) * sign
-        made[pair.name] = jnp.asarray(part.transpose(2, 1, 0), jnp.float32)
+        made[pair.name] = part.transpose(2, 1, 0).astype(np.float32)
     assert start == len(vector)
     return made
 
@@ -157,7 +157,7 @@ def conv(case: Case):
         m["dilation"],
     )
     weights = weights_of(case, case["param/weights"], space)
-    bias = jnp.asarray(case["param/bias"]) if m["bias"] else None
+    bias = case["param/bias"] if m["bias"] else None
     scales = steerable.initial_scales(space)
     spread = {
         p.name: np.broadcast_to(scales[p.name][:, None, None], p.shape)
@@ -328,7 +328,7 @@ def networks(case: Case):
             (stored,) = weights_of(case, stored, space, prefix, alias).values()
         stored = stored.T if key == "fc.weight" else stored
         assert stored.shape == leaf.shape, key
-        return jnp.asarray(stored)
+        return stored
 
     variables = jax.tree_util.tree_map_with_path(load, template)
     tolerance = {"rtol": 1e-3, "atol": 1e-4}
@@ -350,11 +350,11 @@ def networks(case: Case):
     kept = {f"backbone/layer{len(m['layers'])}_{m['layers'][-1] - 1}"}
     for size in m["sizes"]:
         x = images(case[f"in/x{size}"])
-        moves = {"": x, "_rot90": jnp.rot90(x, 1, (1, 2)), "_hflip": x[:, :, ::-1]}
+        moves = {"": x, "_rot90": np.rot90(x, 1, (1, 2)), "_hflip": x[:, :, ::-1]}
         moves = {s: v for s, v in moves.items() if f"out/logits{size}{s}" in case}
-        batch = jnp.concatenate(list(moves.values()))
+        batch = np.concatenate(list(moves.values()))
         mapped, logits = layers.recorder(classify, batch.shape, kept.__contains__).run(batch)
-        for suffix, part in zip(moves, jnp.split(logits, len(moves))):
+        for suffix, part in zip(moves, np.split(np.asarray(logits), len(moves))):
             name = f"logits{size}{suffix}"
             close(part, case[f"out/{name}"], **tolerance, name=name)
         if f"out/features{size}" in case:
@@ -364,7 +364,7 @@ def networks(case: Case):
             close(pooled, case[f"out/pooled{size}"], **tolerance, name="pooled")
 
     if "in/train_x" in case:
-        x, y = images(case["in/train_x"]), jnp.asarray(case["in/train_y"], jnp.int32)
+        x, y = images(case["in/train_x"]), case["in/train_y"].astype(np.int32)
 
         def loss(params):
             collections = {"params": params, "batch_stats": variables["batch_stats"]}

@@ -21,10 +21,8 @@ from jaxequi.nn.steerable import FilterSpace, NormReLU, RegularConv, SteerableCo
 
 def mixed(group):
     """Fields of every kind, those of one kind not next to each other."""
-    last = irrep(group, *representations.irreps(group)[-1])
     plane = irrep(group, *((1, 1) if group.mirrors else (1,)))
-    halves = quotient(group, cyclic(2))
-    kinds = (trivial(group), plane, regular(group), trivial(group), halves, last, plane)
+    kinds = (trivial(group), plane, regular(group), trivial(group), plane)
     return FieldType(tuple((r, 1) for r in kinds))
 
 
@@ -34,7 +32,7 @@ def smooth(size, channels, seed=0):
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     waves = 0
     for _ in range(6):
-        angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(10, 20)
+        angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(20, 30)
         wave = 2 * np.pi / length * (np.cos(angle) * x + np.sin(angle) * y)
         waves = waves + np.cos(wave[..., None] + rng.uniform(0, 7, channels))
     inside = np.clip(size / 2 - 4 - np.hypot(x, y), 0, 4) / 4
@@ -61,20 +59,27 @@ def test_any_fields_keep_what_the_grid_allows(group, keys):
     assert np.abs(moved - still).max() > 0.1
 
 
-@pytest.mark.parametrize(("size", "bound"), [(3, 1.2e-2), (5, 6e-3), (7, 1.2e-2)])
+@pytest.mark.parametrize(("size", "bound"), [(3, 8e-3), (5, 3e-3), (7, 7e-3)])
 def test_turns_by_45_degrees_to_one_percent(size, bound, keys):
     group = cyclic(8)
     kind = FieldType(((regular(group), 1),))
     layer = RegularConv(1, size, 1, size // 2, group)
     x = smooth(65, kind.size)
     variables = layer.init(next(keys), x)
-    y = np.asarray(layer.apply(variables, x))
-    moved = np.asarray(layer.apply(variables, representations.act(kind, 1, x)))
+
+    @jax.jit
+    def apply(x):
+        y = layer.apply(variables, x)
+        return y, layer.apply(variables, jax.nn.relu(y))
+
+    once, twice = map(np.asarray, apply(x))
+    moved = list(map(np.asarray, apply(representations.act(kind, 1, x))))
     rows, columns = np.mgrid[:65, :65] - 32
     disc = (np.hypot(rows, columns) < 24)[None, :, :, None]
-    gap = (moved - representations.act(kind, 1, y)) * disc
-    error = np.linalg.norm(gap) / np.linalg.norm(y * disc)
-    assert error < bound, error
+    for y, z, most in ((once, moved[0], bound), (twice, moved[1], 2e-2)):
+        gap = (z - representations.act(kind, 1, y)) * disc
+        error = np.linalg.norm(gap) / np.linalg.norm(y * disc)
+        assert error < most, error
 
 
 def test_the_fields_are_those_of_the_group_convolutions(keys):
@@ -156,7 +161,7 @@ def test_nonlinearities(keys):
     permuted = FieldType(((regular(group), 1), (quotient(group, cyclic(2)), 2)))
     x = jnp.linspace(-1, 1, permuted.size)
     np.testing.assert_array_equal(steerable.relu(x, permuted), jnp.maximum(x, 0))
-    with pytest.raises(ValueError, match=r"ReLU.*irrep_0,2, irrep_1,1"):
+    with pytest.raises(ValueError, match=r"ReLU.*d4 mixes those of irrep_1,1"):
         steerable.relu(jnp.zeros(kind.size), kind)
 
 
@@ -164,25 +169,28 @@ def test_norm_and_maximum_of_any_permuted_fields(keys):
     group = cyclic(4)
     kind = FieldType(((trivial(group), 1), (regular(group), 2), (quotient(group, cyclic(2)), 1)))
     kind += FieldType(((regular(group), 1),))
-    x = jax.random.normal(next(keys), (3, 4, 4, kind.size)) + jnp.arange(kind.size)
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, kind.size)) + np.arange(kind.size)
     norm = InnerBatchNorm(kind, use_running_average=False)
-    variables = norm.init(next(keys), x)
+
+    @jax.jit
+    def apply(key, x):
+        variables = norm.init(key, x)
+        y, _ = norm.apply(variables, x, mutable=["batch_stats"])
+        regular_part = x[..., 1:9]
+        return variables, y, field_max(x, kind), coset_max(regular_part, group)
+
+    variables, y, highest, of_regular = apply(next(keys), x.astype(np.float32))
     assert {k: v["scale"].shape for k, v in variables["params"].items()} == {
         "size_1": (1,),
         "size_2": (1,),
         "size_4": (3,),
     }
-    y, _ = norm.apply(variables, x, mutable=["batch_stats"])
-    for representation, start in kind.fields():
-        field = y[..., start : start + representation.size]
-        np.testing.assert_allclose([field.mean(), field.std()], [0, 1], atol=1e-4)
-    np.testing.assert_array_equal(
-        field_max(x, kind),
-        jnp.stack([x[..., s : s + r.size].max(-1) for r, s in kind.fields()], -1),
-    )
-    same = FieldType(((regular(group), 3),))
-    part = x[..., :12]
-    np.testing.assert_array_equal(field_max(part, same), coset_max(part, group))
+    for field, (representation, start) in enumerate(kind.fields()):
+        channels = slice(start, start + representation.size)
+        part = np.asarray(y)[..., channels]
+        np.testing.assert_allclose([part.mean(), part.std()], [0, 1], atol=1e-4)
+        np.testing.assert_allclose(highest[..., field], x[..., channels].max(-1), rtol=1e-6)
+    np.testing.assert_array_equal(highest[..., 1:3], of_regular)
 
 
 def test_a_blur_strides_with_less_aliasing(keys):
