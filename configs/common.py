@@ -41,11 +41,13 @@ def base() -> ml_collections.ConfigDict:
                 "features": ("representation",),
                 "relation": _open(str),
                 "every_part": False,
+                "whole_parts": False,
             },
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact
             "mesh": {"data": -1, "fsdp": 1},
             "sharding": (),  # (regex, "fsdp" | "replicate") pairs over state leaves
+            # on_error: "raise", or "skip" what cannot be read, up to a tenth (data/loader.py)
             "loader": {"threads": 2, "buffer": 4, "on_error": "raise"},
             "log_every_steps": 50,
             "eval_every_steps": 0,  # 0: never

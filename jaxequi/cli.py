@@ -1,7 +1,8 @@
 """What the programs share on the command line: flags, clean refusals, the compilation cache.
 
-Every program is `def main(argv)` with absl flags, run by `cli.run(main)`. It prints its answer,
-refuses bad input in one line with exit code 2, and shows its docstring for --help.
+A program is `main(argv) -> exit code`, made by `@cli.program`. Its flags are its own
+(`FLAGS = flags.FlagValues()`), so that two programs in one process do not meet; `arguments` parses
+them. Bad input is one message and exit code 2; `--help` is the docstring and the flags.
 """
 
 from __future__ import annotations
@@ -20,17 +21,13 @@ from ml_collections import config_flags
 from jaxequi.errors import Refusal
 
 BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
+_HELP = {"-h", "--help", "--helpfull", "--helpshort"}
+
+Main = Callable[[list[str]], int]
 
 
-def define_config() -> None:
-    """Define --config, for a program that reads one."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, with words after a colon.", lock_config=True
-    )
-
-
-def run(main: Callable[[list[str]], int]) -> None:
-    """Parse the flags, run a program, and exit with its code; a refusal is one message."""
+def program(main: Main) -> Main:
+    """Make a program of a function: what it refuses is one message, and exit code 2."""
 
     @functools.wraps(main)
     def clean(argv: list[str]) -> int:
@@ -40,40 +37,12 @@ def run(main: Callable[[list[str]], int]) -> None:
         except Refusal as error:
             return refuse(str(error))
 
-    app.run(clean, flags_parser=parse)
+    return clean
 
 
-def config() -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
-    """The config of the command line, the fields set there, and `FILE.py:words` as given.
-
-    Raises:
-      ValueError: there is none.
-    """
-    found = flags.FLAGS.config
-    if found is None:
-        raise Refusal("give --config=configs/FILE.py[:variant,word...]; --help says more")
-    if not isinstance(found, ml_collections.ConfigDict):
-        raise Refusal(f"the config file made {type(found).__name__}, not a ConfigDict")
-    flag = flags.FLAGS["config"]
-    given = config_flags.get_config_filename(flag)
-    return found, config_flags.get_override_values(flag), given
-
-
-def no_arguments(argv: Sequence[str]) -> None:
-    """Raise `ValueError` unless a program that takes flags alone was given flags alone."""
-    if argv[1:]:
-        raise Refusal(
-            f"unknown argument {argv[1]!r}; flags are written --NAME=VALUE, fields of a config "
-            "--config.FIELD=VALUE; --help says which there are"
-        )
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the environment already says where."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxequi" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def run(main: Main) -> None:
+    """Run a program, and exit with its code."""
+    app.run(main, flags_parser=lambda argv: [*flags.FLAGS(argv[:1]), *argv[1:]])
 
 
 def refuse(reason: str, code: int = BAD_INPUT) -> int:
@@ -82,28 +51,108 @@ def refuse(reason: str, code: int = BAD_INPUT) -> int:
     return code
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parse the flags; whatever is wrong with them or with the config file is bad input."""
+def arguments(
+    argv: list[str], own: flags.FlagValues, names: Sequence[str], usage: str | None
+) -> list[str]:
+    """Parse a command line; `--help` prints the program's docstring and ends it.
+
+    Args:
+      argv: program name, flags and arguments, in any order.
+      own: the program's flags, apart from those of other programs, which may have the same names.
+      names: of its arguments. The last may end with "..." for one or more of them, or be
+        "[NAME...]" for any number.
+      usage: the docstring.
+
+    Returns:
+      The arguments.
+
+    Raises:
+      ValueError: an unknown flag, a value or a config file that does not fit, another number of
+        arguments.
+    """
+    own.set_gnu_getopt()
+    if "config" not in own:
+        for name in own:
+            own[name].unparse()
+    if _HELP & set(argv[1:]):
+        print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
+        sys.exit(0)
+    rest = _parsed(argv, own)
+    least = len(names) - bool(names and names[-1].startswith("["))
+    most = sys.maxsize if names and "..." in names[-1] else len(names)
+    if not least <= len(rest) <= most:
+        given = f"not {len(rest)} arguments ({', '.join(map(repr, rest)) or 'none'})"
+        wanted = f"give {' '.join(names)}" if names else "flags are written --NAME=VALUE"
+        raise Refusal(f"{wanted}, {given}; --help says more")
+    return rest
+
+
+def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
-            flag = flags.FLAGS["config"]
-            file = config_flags.get_config_filename(flag) if flag.present else ""
-            if file and not os.path.exists(file.partition(":")[0]):
-                raise Refusal(f"there is no config file {file.partition(':')[0]!r}")
+        rest = own(argv)[1:]
+        if "config" in own and own["config"].present:
+            file = config_flags.get_config_filename(own["config"]).partition(":")[0]
+            if not os.path.isfile(file):
+                what = "is a folder" if os.path.isdir(file) else "does not exist"
+                raise Refusal(f"there is no config file {file!r}: it {what}")
         return rest
-    except (flags.Error, ValueError) as error:
+    except flags.Error as error:
+        text = str(error)
         # A config file runs while the flags are parsed, and absl puts a whole traceback into the
         # message; what the file itself said is the last line.
-        text = str(error)
         if "Traceback" in text:
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        sys.exit(refuse(text))
+            raise Refusal(_said(text)) from error
+        raise Refusal(f"{text}; --help says which there are") from error
     except (AttributeError, KeyError) as error:  # ml_collections: no such field
+        if "get_config" in str(error):
+            raise Refusal(
+                "the config file has no function get_config(arg), which makes the config"
+            ) from error
         inner: BaseException = error
         while inner.args and isinstance(inner.args[0], BaseException):
             inner = inner.args[0]
         field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
-        sys.exit(refuse(f"unknown config field {field}. {hint}"))
-    except Exception as error:  # whatever a config file does while it runs
-        sys.exit(refuse(f"the config file cannot be run: {type(error).__name__}: {error}"))
+        raise Refusal(f"unknown config field {field}. {hint}") from error
+    except Refusal:
+        raise
+    except Exception as error:  # whatever else a config file does while it runs
+        raise Refusal(
+            f"the config file cannot be run: {type(error).__name__}: {str(error) or 'no message'}"
+        ) from error
+
+
+def _said(text: str) -> str:
+    """The last line of a traceback in a message, without the name of a plain refusal's type."""
+    last = text.strip().splitlines()[-1]
+    kind, _, message = last.partition(": ")
+    return message if kind.endswith(("ValueError", "Refusal")) else f"the config file: {last}"
+
+
+def define_config(own: flags.FlagValues) -> None:
+    """Define --config, for a program that reads one."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with words after a colon.", own, lock_config=True
+    )
+
+
+def config(own: flags.FlagValues) -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
+    """The config of the command line, the fields set there, and `FILE.py:words` as given.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = own.config
+    if found is None:
+        raise Refusal("give --config=configs/FILE.py[:variant,word...]; --help says more")
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise Refusal(f"the config file gives {type(found).__name__}, not a ConfigDict")
+    given = config_flags.get_config_filename(own["config"])
+    return found, config_flags.get_override_values(own["config"]), given
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the environment already says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxequi" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -9,10 +9,8 @@ parameters that were drawn for it, and prints class counts, channel statistics a
 
 from __future__ import annotations
 
-import argparse
 import collections
 import functools
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,14 +18,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image, ImageDraw
 
-from jaxequi import augment, pipes
+from jaxequi import augment, cli, pipes
 from jaxequi.data import loader, order, transforms
 from jaxequi.data.recipes import RECIPES, Recipe
 from jaxequi.data.sources._open import open_source
+from jaxequi.errors import Refusal
 from jaxequi.types import Source
+
+FLAGS = flags.FlagValues()
+_RECIPE = flags.DEFINE_string("recipe", "imagenet", ", ".join(RECIPES), flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "look.png", "The picture.", flag_values=FLAGS)
+_ROWS = flags.DEFINE_integer("rows", 8, "Examples in it.", 1, flag_values=FLAGS)
+_EXAMPLES = flags.DEFINE_integer("examples", 256, "Examples to measure.", 1, flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Of order and draws.", 0, flag_values=FLAGS)
 
 LINE = 11  # pixels of a line of text
 LETTER = 6  # pixels of a letter
@@ -135,37 +142,28 @@ def look(
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.program
+def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.look", description="Write a picture of the training data."
-    )
-    parser.add_argument("source", help="such as \"folder(root='data/train')\"")
-    parser.add_argument("--recipe", default="imagenet", help=", ".join(RECIPES))
-    parser.add_argument("--out", default="look.png")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
     try:
-        [recipe] = pipes.parse(options.recipe, RECIPES, "recipe")
-        source = open_source(options.source)
+        [text] = cli.arguments(argv, FLAGS, ["SOURCE"], __doc__)
+        [recipe] = pipes.parse(_RECIPE.value, RECIPES, "recipe")
+        source = open_source(text)
         sheet, found = look(
-            source, recipe, rows=options.rows, examples=options.examples, seed=options.seed
+            source, recipe, rows=_ROWS.value, examples=_EXAMPLES.value, seed=_SEED.value
         )
-        with epath.Path(options.out).open("wb") as file:
+        with epath.Path(_OUT.value).open("wb") as file:
             sheet.save(file, "PNG")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise Refusal(str(error)) from error
     print(f"{source}: {len(source)} examples, {source.num_views} stored views of each")
     print(found["classes"])
     for view, (mean, std) in enumerate(zip(found["mean"], found["std"])):
         print(f"view {view}: channel mean {np.round(mean, 3)}, deviation {np.round(std, 3)}")
     print(f"{found['examples_per_second']:.0f} examples/s on the host")
-    print(f"{options.out} shows {options.rows} of them")
+    print(f"{_OUT.value} shows {_ROWS.value} of them")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

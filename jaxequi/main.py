@@ -30,8 +30,11 @@ from jaxequi.train.job import Job
 FAILED = 1
 PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
 
-cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default a new one in runs/.")
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default a new one in runs/.", flag_values=FLAGS
+)
 
 
 def new_workdir(given: str) -> pathlib.Path:
@@ -43,10 +46,11 @@ def new_workdir(given: str) -> pathlib.Path:
     return pathlib.Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Build the config's job and run it."""
-    cli.no_arguments(argv)
-    config, overridden, given = cli.config()
+    cli.arguments(argv, FLAGS, [], __doc__)
+    config, overridden, given = cli.config(FLAGS)
     mesh.start_distributed()
     job = experiment.build(config, overridden)
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)

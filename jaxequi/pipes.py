@@ -11,12 +11,28 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 
 T = TypeVar("T")
+LONGEST = 4096  # characters of a pipe
+DEEPEST = 16  # brackets in brackets
+
+
+def _part(text: str) -> str:
+    """Show a text, and of a long one its beginning."""
+    return repr(text) if len(text) <= 200 else f"{text[:100]!r}..."
 
 
 def split(pipe: str) -> list[str]:
-    """Cut a pipe at its bars, save those inside quotes or brackets: `["decode", "flip(0.5)"]`."""
+    """Cut a pipe at its bars, save those inside quotes or brackets: `["decode", "flip(0.5)"]`.
+
+    Raises:
+      ValueError: over 4096 characters, or over 16 brackets in brackets.
+    """
+    if len(pipe) > LONGEST:
+        raise Refusal(
+            f"a pipe of {len(pipe)} characters, {_part(pipe)}; it may have {LONGEST} of them."
+        )
     parts, depth, quote, start = [], 0, "", 0
     for at, char in enumerate(pipe):
         if quote:
@@ -25,6 +41,8 @@ def split(pipe: str) -> list[str]:
             quote = char
         elif char in "([{":
             depth += 1
+            if depth > DEEPEST:
+                raise Refusal(f"over {DEEPEST} brackets in brackets in the pipe {_part(pipe)}")
         elif char in ")]}":
             depth -= 1
         elif char == "|" and depth == 0:
@@ -42,12 +60,12 @@ def _call(text: str, pipe: str) -> tuple[str, list[Any], dict[str, Any]]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             arguments = [ast.literal_eval(value) for value in node.args]
             keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-            if all(k.arg for k in node.keywords):
+            if all(k.arg for k in node.keywords) and len(keywords) == len(node.keywords):
                 return node.func.id, arguments, keywords
-    except (SyntaxError, ValueError):
-        pass
-    raise ValueError(
-        f"cannot read {text!r} in the pipe {pipe!r}; a step is written name or "
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass  # a chain of operators is as deep as it is long; TypeError: a set or a key of lists
+    raise Refusal(
+        f"cannot read {_part(text)} in the pipe {_part(pipe)}; a step is written name or "
         "name(1, key=(0.1, 2)), with numbers, strings, tuples, None, True and False only."
     )
 
@@ -69,9 +87,9 @@ def parse(pipe: str, ops: Mapping[str, Callable[..., T]], kind: str) -> list[T]:
         except TypeError as error:
             plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
             usage = inspect.Signature(plain)
-            raise ValueError(f"{text!r} in a pipe: {error}; it takes {name}{usage}.") from None
+            raise Refusal(f"{_part(text)} in a pipe: {error}; it takes {name}{usage}.") from None
         try:
             made.append(ops[name](*arguments, **keywords))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{text!r} in a pipe: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Refusal(f"{_part(text)} in a pipe: {error}") from error
     return made

@@ -19,23 +19,33 @@ from jaxequi.experiment import trained
 from jaxequi.groups import planar
 from jaxequi.runs import probing
 
-cli.define_config()
-_RUN = flags.DEFINE_string("run", None, "Folder of a run; without it, fresh weights of --config.")
-_GROUP = flags.DEFINE_string("group", None, "Group; by default the network's own, or c4.")
-_IMAGES = flags.DEFINE_integer("images", 64, "Images to measure with.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Folder for the figures; by default the run's, or probe/.")
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+_RUN = flags.DEFINE_string(
+    "run", None, "Folder of a run; without it, fresh weights of --config.", flag_values=FLAGS
+)
+_GROUP = flags.DEFINE_string(
+    "group", None, "Group; by default the network's own, or c4.", flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_integer(
+    "images", 64, "Images to measure with.", lower_bound=1, flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for the figures; by default the run's, or probe/.", flag_values=FLAGS
+)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
-    cli.no_arguments(argv)
+    cli.arguments(argv, FLAGS, [], __doc__)
     cli.use_compilation_cache()
     group = planar.named(_GROUP.value) if _GROUP.value else None
     out = pathlib.Path(_OUT.value) if _OUT.value else None
     if _RUN.value:
         print(probing.of_run(trained.load(_RUN.value), _IMAGES.value, group, out))
     else:
-        config = cli.config()[0].copy_and_resolve_references()
+        config = cli.config(FLAGS)[0].copy_and_resolve_references()
         print(probing.of_config(config, _IMAGES.value, group, out or pathlib.Path("probe")))
     return 0
 

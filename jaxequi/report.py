@@ -13,17 +13,18 @@ import pathlib
 from absl import flags
 
 from jaxequi import cli
-from jaxequi.errors import Refusal
 from jaxequi.runs import report
 
-_OUT = flags.DEFINE_string("out", "runs/table", "Folder of the table of several runs.")
+FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string(
+    "out", "runs/table", "Folder of the table of several runs.", flag_values=FLAGS
+)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Write the report of the run on the command line, or the table of several."""
-    folders = [pathlib.Path(word) for word in argv[1:]]
-    if not folders:
-        raise Refusal("give the folder of a run, or of several; --help says more")
+    folders = [pathlib.Path(word) for word in cli.arguments(argv, FLAGS, ["RUN..."], __doc__)]
     if len(folders) > 1:
         from jaxequi.runs import comparison  # reads checkpoints, which one report need not
 

@@ -118,8 +118,8 @@ class Method:
       predict: `(params, extra, embedding f32[B, E], z f32[B, L]) -> f32[B, E]`; only methods that
         model a transformation have it. It acts on what `encode` gives as "predictable".
       relation: the z that `predict` takes.
-      parts: for each feature that splits the widths (invariant, equivariant) of its last axis; an
-        invariant part always comes first. Empty for methods that do not split.
+      parts: for features of which the method says it the widths (invariant, equivariant) of the
+        last axis, one of which may be 0; an invariant part always comes first.
       mean_over_examples: the loss is a mean of terms that each see one example alone, so that the
         mean of gradients over parts of a batch is the gradient of the batch.
       refit: host-side work between epochs, or None.

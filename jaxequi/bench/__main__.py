@@ -15,17 +15,20 @@ from absl import flags
 from jaxequi import cli, experiment, names
 from jaxequi.bench import _step
 
-cli.define_config()
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.", lower_bound=1)
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 20, "Steps to time.", lower_bound=1, flag_values=FLAGS)
 
 
+@cli.program
 def main(argv: list[str]) -> int:
     """Run the suites named, or time the step of a config."""
-    if argv[1:]:
-        suites = {name: names.find("bench", name, "run") for name in argv[1:]}
+    asked = cli.arguments(argv, FLAGS, ["[SUITE...]"], __doc__)
+    if asked:
+        suites = {name: names.find("bench", name, "run") for name in asked}
         measured = {name: run() for name, run in suites.items()}
     else:
-        config, overridden, _ = cli.config()
+        config, overridden, _ = cli.config(FLAGS)
         measured = _step.measure(experiment.build(config, overridden), _STEPS.value)
     print(json.dumps(measured, indent=2))
     return 0

@@ -18,7 +18,7 @@ VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number; return it and the place behind it."""
+    """Read a number of 64 bits at most; return it and the place behind it."""
     byte = data[at]
     if byte < 128:
         return byte, at + 1
@@ -28,7 +28,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         at += 1
         byte = data[at]
-    return value | byte << shift, at + 1
+        if shift > 63:
+            raise DataError(f"no Example message: a number of over 64 bits at byte {at}")
+    return (value | byte << shift) & (1 << 64) - 1, at + 1
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -58,6 +60,8 @@ def _integers(data: bytes, start: int, end: int) -> np.ndarray:
     for _, kind, at, stop in _fields(data, start, end):
         while at < stop:
             value, at = _varint(data, at)
+            if at > stop:
+                raise DataError(f"no Example message: a number ends {at - stop} bytes too late")
             values.append(value - (1 << 64) if value >> 63 else value)
             if kind != DELIMITED:
                 break
@@ -70,13 +74,15 @@ def _value(data: bytes, start: int, end: int) -> Value:
             return [data[a:b] for _, _, a, b in _fields(data, at, stop)]
         if kind == 2:
             packed = b"".join(data[a:b] for _, _, a, b in _fields(data, at, stop))
+            if len(packed) % 4:
+                raise DataError(f"no Example message: {len(packed)} bytes of floats of 4 bytes")
             return np.frombuffer(packed, "<f4").copy()
         if kind == 3:
             return _integers(data, at, stop)
     return []
 
 
-def parse(data: bytes, wanted: Sequence[str] | None = None) -> dict[str, Value]:
+def parse(data: bytes, wanted: Sequence[str] = ()) -> dict[str, Value]:
     """Read the features of an Example, or only those `wanted`.
 
     Raises:
@@ -92,11 +98,31 @@ def parse(data: bytes, wanted: Sequence[str] | None = None) -> dict[str, Value]:
                         name = data[a:b].decode()
                     else:
                         place = (a, b)
-                if place and (wanted is None or name in wanted):
+                if place and (not wanted or name in wanted):
                     features[name] = _value(data, *place)
     except (IndexError, UnicodeDecodeError) as error:
         raise DataError(f"no Example message: {error}") from error
     return features
+
+
+def picture(features: Mapping[str, Value], name: str) -> bytes:
+    """Return the one string of bytes that a feature is to be; `DataError` if it is not."""
+    value = features.get(name, [])
+    if not isinstance(value, list) or len(value) != 1:
+        raise DataError(f"{name} has {_count(value)}, not one string of bytes.")
+    return value[0]
+
+
+def integer(features: Mapping[str, Value], name: str) -> int:
+    """Return the one integer that a feature is to be; `DataError` if it is not."""
+    value = features.get(name, [])
+    if isinstance(value, list) or value.dtype != np.int64 or len(value) != 1:
+        raise DataError(f"{name} has {_count(value)}, not one integer.")
+    return int(value[0])
+
+
+def _count(value: Value) -> str:
+    return f"{len(value)} values of {'bytes' if isinstance(value, list) else value.dtype}"
 
 
 def _number(value: int) -> bytes:

@@ -8,6 +8,7 @@ in the global batch): the same on one host and on many.
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,11 +19,16 @@ from absl import logging
 
 from jaxequi.data import order
 from jaxequi.data.errors import DataError
+from jaxequi.errors import Refusal
 from jaxequi.types import Record, Source
 
 Rows = Callable[[int], np.ndarray]
 ON_ERROR = ("raise", "skip")
 ATTEMPTS = 16  # stand-ins tried for one unreadable example before giving up
+# Of the last WINDOW examples at most the share SKIPPED may be unreadable, TOLERATED of them always.
+WINDOW = 1000
+SKIPPED = 0.1
+TOLERATED = 16
 
 
 class Batches(Iterator[dict[str, Any]]):
@@ -52,12 +58,27 @@ class Batches(Iterator[dict[str, Any]]):
         self._on_error = on_error
         self._lock = threading.Lock()
         self.skipped: dict[int, str] = {}
+        self._window: collections.deque[tuple[int, list[str]]] = collections.deque()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
         steps = grain.MapDataset.range(start, stop)
         self._batches = iter(steps.map(self._batch).to_iter_dataset(options))
 
     def __next__(self) -> dict[str, Any]:
-        return next(self._batches)
+        batch, reasons = next(self._batches)
+        self._window.append((len(batch["mask"]), reasons))
+        while sum(size for size, _ in self._window) - self._window[0][0] >= WINDOW:
+            self._window.popleft()
+        seen = sum(size for size, _ in self._window)
+        self._refuse_if_many([why for _, some in self._window for why in some], seen, SKIPPED)
+        return batch
+
+    def _refuse_if_many(self, reasons: list[str], seen: int, share: float) -> None:
+        """Raise an error if more of some examples were skipped than is no accident."""
+        if len(reasons) > max(TOLERATED, share * seen):
+            raise DataError(
+                f"{len(reasons)} of {seen} examples of {self._source} cannot be read, which is "
+                f"more than {share:.0%}; repair the data set. The first: {'; '.join(reasons[:3])}"
+            )
 
     def __enter__(self) -> Batches:
         return self
@@ -101,7 +122,9 @@ class Batches(Iterator[dict[str, Any]]):
                 error = next_error
         raise DataError(f"{ATTEMPTS} examples in a row cannot be read; the last: {error}")
 
-    def _batch(self, step: int) -> dict[str, Any]:
+    def _batch(self, step: int) -> tuple[dict[str, Any], list[str]]:
+        """Make a batch; say why the examples that others stand for could not be read."""
+        reasons: list[str] = []
         rows = np.asarray(self._rows(step))
         here = range(len(rows)) if self._positions is None else self._positions
         positions = [int(position) for position in here]
@@ -120,12 +143,14 @@ class Batches(Iterator[dict[str, Any]]):
                 except DataError as bad:
                     if self._on_error == "raise":
                         raise
+                    reasons.append(str(bad))
+                    self._refuse_if_many(reasons, len(read), 0.5)
                     read[at], record = self._stand_in(step, position, row, bad)
                     mask[at] = False
                     records.append(record)
             if self._on_error == "raise":  # every example is good alone
                 raise DataError(f"batch {step} of {self._source}: {error}") from error
-        return _stack(records, read, mask)
+        return _stack(records, read, mask), reasons
 
 
 def _stack(records: list[Record], rows: list[int], mask: np.ndarray) -> dict[str, Any]:
@@ -184,22 +209,24 @@ def batches(
       threads: batches made at the same time; 0 makes each when it is asked for.
       buffer: batches held ready; with those in the making it bounds the memory.
       on_error: "raise" an error that names the example, or "skip": put another in its place, the
-        same on every host, with `mask` False, count it in `skipped` and log it.
+        same on every host, with `mask` False, count it in `skipped` and log it. Skipping ends in an
+        error that says the first reasons when over 16 examples, and over half of a batch or a
+        tenth of the last 1000 examples, cannot be read.
 
     Raises:
       ValueError: more views than the source stores, or an option that does not exist. While
-        iterating, `DataError` (a ValueError) for an example that cannot be read.
+        iterating, `DataError` (a ValueError) for an example that cannot be read, or for many.
     """
     if not 1 <= num_views <= source.num_views:
-        raise ValueError(
+        raise Refusal(
             f"num_views is {num_views}, but {source} stores {source.num_views} of an example."
         )
     if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
+        raise Refusal(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
     if threads < 0 or buffer < 1:
-        raise ValueError(f"threads is {threads} (at least 0), buffer is {buffer} (at least 1).")
+        raise Refusal(f"threads is {threads} (at least 0), buffer is {buffer} (at least 1).")
     if not 0 <= start <= stop:
-        raise ValueError(f"steps from {start} to {stop}: they must be 0 <= start <= stop.")
+        raise Refusal(f"steps from {start} to {stop}: they must be 0 <= start <= stop.")
     return Batches(
         source,
         transform,

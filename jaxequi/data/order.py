@@ -10,6 +10,8 @@ import functools
 
 import numpy as np
 
+from jaxequi.errors import Refusal
+
 PADDING = -1  # the row that stands for "no example" in the last batch of `once`
 
 
@@ -23,9 +25,9 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def _check(batch_size: int, n: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        raise Refusal(f"batch_size is {batch_size}; it must be at least 1.")
     if n < 1:
-        raise ValueError("the data set is empty.")
+        raise Refusal("the data set is empty.")
 
 
 def steps_per_epoch(batch_size: int, n: int) -> int:
@@ -36,7 +38,7 @@ def steps_per_epoch(batch_size: int, n: int) -> int:
     """
     _check(batch_size, n)
     if n < batch_size:
-        raise ValueError(
+        raise Refusal(
             f"batch_size {batch_size} is more than the {n} examples of the data set: no batch "
             "would be whole. Lower batch_size, or order the examples as an endless stream."
         )
@@ -84,7 +86,7 @@ def once(step: int, batch_size: int, n: int) -> np.ndarray:
       ValueError: the pass has no batch `step`.
     """
     if not 0 <= step < once_steps(batch_size, n):
-        raise ValueError(
+        raise Refusal(
             f"a pass over {n} examples in batches of {batch_size} has "
             f"{once_steps(batch_size, n)} of them; there is no batch {step}."
         )

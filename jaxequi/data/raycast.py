@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.groups import quaternions
 
 Array = jax.Array | np.ndarray
@@ -85,14 +86,14 @@ def render(parts: Parts, latents: np.ndarray, image_size: int) -> np.ndarray:
     """
     latents = np.asarray(latents, np.float32)
     if latents.ndim != 2 or latents.shape[1] != NUM_LATENTS:
-        raise ValueError(f"latents must be [N, {NUM_LATENTS}], got shape {latents.shape}")
+        raise Refusal(f"latents must be [N, {NUM_LATENTS}], got shape {latents.shape}")
     if image_size < MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
+        raise Refusal(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
     count = len(latents)
     for name, array in parts._asdict().items():
         tail = (ELLIPSOIDS + BOXES, _COMPONENTS.get(name, 3))
         if np.shape(array) not in (tail, (count, *tail)):
-            raise ValueError(
+            raise Refusal(
                 f"parts.{name} must be {list(tail)} or {[count, *tail]}, got {np.shape(array)}"
             )
     if np.ndim(parts.center) == 2:

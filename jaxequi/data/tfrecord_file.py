@@ -13,8 +13,10 @@ from etils import epath
 from jaxequi.data.crc32c import masked, masked_rows
 from jaxequi.data.errors import DataError
 
+LENGTH = struct.Struct("<Q")
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+MAX_RECORD = 1 << 30  # bytes; a picture is never as large
 
 
 def _check_headers(path: epath.Path, headers: list[bytes], places: list[tuple[int, int]]) -> None:
@@ -62,24 +64,37 @@ def scan(path: epath.PathLike) -> np.ndarray:
 
 
 def read(file: BinaryIO, offset: int, length: int, check: bool) -> bytes:
-    """Read the data of a record, and check its CRC if told so.
+    """Read the data of a record, and check its frame and its CRC if told so.
 
     Raises:
-      DataError: a short read or a wrong CRC.
+      DataError: a short read, over 1 GiB, a header of another length, or a wrong CRC.
     """
-    file.seek(offset)
-    data = file.read(length + FOOTER.size)
-    if len(data) != length + FOOTER.size:
+    if length > MAX_RECORD:
+        raise DataError(f"the record at byte {offset} claims {length} bytes")
+    file.seek(offset - HEADER.size)
+    data = file.read(HEADER.size + length + FOOTER.size)
+    if len(data) != HEADER.size + length + FOOTER.size:
         raise DataError(f"the file ends inside the record at byte {offset}")
-    payload = data[:length]
-    if check and masked(payload) != FOOTER.unpack(data[length:])[0]:
-        raise DataError(f"bad CRC of the {length} bytes at byte {offset}")
+    payload = data[HEADER.size : -FOOTER.size]
+    if check:
+        stored, crc = HEADER.unpack_from(data)
+        if stored != length or masked(data[: LENGTH.size]) != crc:
+            raise DataError(f"no record of {length} bytes begins at byte {offset}")
+        if masked(payload) != FOOTER.unpack_from(data, HEADER.size + length)[0]:
+            raise DataError(f"bad CRC of the {length} bytes at byte {offset}")
     return payload
+
+
+def is_header(file: BinaryIO, offset: int, length: int) -> bool:
+    """Whether a header before byte `offset` announces so many bytes."""
+    file.seek(offset - HEADER.size)
+    head = LENGTH.pack(length)
+    return file.read(HEADER.size) == head + FOOTER.pack(masked(head))
 
 
 def write(path: epath.PathLike, records: Iterable[bytes]) -> None:
     """Write records to a new file."""
     with epath.Path(path).open("wb") as file:
         for data in records:
-            head = struct.pack("<Q", len(data))
+            head = LENGTH.pack(len(data))
             file.write(head + FOOTER.pack(masked(head)) + data + FOOTER.pack(masked(data)))

@@ -21,6 +21,7 @@ from jaxequi import pipes
 from jaxequi.data import decoding
 from jaxequi.data.op import Drawn, Op
 from jaxequi.data.randaugment import rand_augment_eqinv, rand_augment_mae
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 try:
@@ -53,7 +54,7 @@ def _fixed(name: str, function: Callable[[Any], Picture]) -> Op:
 
 def _filter(name: str) -> Image.Resampling:
     if name not in FILTERS:
-        raise ValueError(f"no filter {name!r}; there is {', '.join(FILTERS)}.")
+        raise Refusal(f"no filter {name!r}; there is {', '.join(FILTERS)}.")
     return FILTERS[name]
 
 
@@ -61,7 +62,8 @@ def _size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) of `224` or `(224, 192)`."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"a size is a whole number above 0 or (height, width), not {size!r}.")
+        raise Refusal(f"a size is a whole number above 0 or (height, width), not {size!r}.")
+    decoding.check_size(pair[1], pair[0], "a view")
     return pair
 
 
@@ -78,12 +80,12 @@ def resizer(filter: str, fast: bool = False) -> Resize:
     if not fast:
         return lambda image, size: image.resize(size[::-1], how)
     if cykooz_resizer is None:
-        raise ValueError(
+        raise Refusal(
             "fast=True resizes with cykooz.resizer, which is not installed; "
             'pip install "jaxequi[fast]", or leave fast=True out.'
         )
     if filter != "bilinear":  # the others overshoot, and are clipped between the passes elsewhere
-        raise ValueError(f"fast=True is for the filter 'bilinear', not for {filter!r}.")
+        raise Refusal(f"fast=True is for the filter 'bilinear', not for {filter!r}.")
     bilinear = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
     options = cykooz_resizer.ResizeOptions(bilinear)
 
@@ -113,8 +115,11 @@ def resize(size: int | Sequence[int], filter: str = "bilinear", fast: bool = Fal
             return resized(image, pair)
         width, height = image.size
         if height <= width:
-            return resized(image, (size, int(size * width / height)))
-        return resized(image, (int(size * height / width), size))
+            target = (size, int(size * width / height))
+        else:
+            target = (int(size * height / width), size)
+        decoding.check_size(target[1], target[0], f"{width} x {height} pixels, resized,")
+        return resized(image, target)
 
     return _fixed("resize", apply)
 
@@ -140,7 +145,7 @@ def center_crop(size: int | Sequence[int]) -> Op:
 def flip(p: float = 0.5) -> Op:
     """Mirror left and right with probability `p`; draws (flipped,)."""
     if not isinstance(p, (int, float)) or not 0 <= p <= 1:
-        raise ValueError(f"p is a probability, 0 to 1, not {p!r}.")
+        raise Refusal(f"p is a probability, 0 to 1, not {p!r}.")
 
     def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
         flipped = rng.random() < p
@@ -209,9 +214,9 @@ def random_resized_crop(
     """
     pair, resized = _size(size), resizer(filter, fast)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"scale must be 0 < low <= high <= 1, not {scale}.")
+        raise Refusal(f"scale must be 0 < low <= high <= 1, not {scale}.")
     if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"ratio must be 0 < low <= high, not {ratio}.")
+        raise Refusal(f"ratio must be 0 < low <= high, not {ratio}.")
     scale, ratio = (scale[0], scale[1]), (ratio[0], ratio[1])
 
     def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
@@ -229,7 +234,7 @@ def random_resized_crop(
 def pad_crop(padding: int = 4) -> Op:
     """Pad with black and cut the old size out at random; draws (down, right) in pixels."""
     if padding < 1:
-        raise ValueError(f"padding is 1 or more pixels, not {padding}.")
+        raise Refusal(f"padding is 1 or more pixels, not {padding}.")
 
     def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
         down, right = (int(x) for x in rng.integers(2 * padding + 1, size=2))
@@ -245,7 +250,7 @@ def rotate90() -> Op:
     def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
         quarters = int(rng.integers(4))
         if image.width != image.height:
-            raise ValueError(f"rotate90 is for square pictures, not {image.width}x{image.height}.")
+            raise Refusal(f"rotate90 is for square pictures, not {image.width}x{image.height}.")
         turn = QUARTERS[quarters]
         return (image if turn is None else image.transpose(turn)), (quarters,)
 
@@ -263,7 +268,7 @@ def rotate(degrees: Sequence[float] = (-180.0, 180.0), filter: str = "bilinear")
     """Turn a picture by a uniform angle, black outside; draws (degrees,)."""
     how = _filter(filter)
     if len(degrees) != 2 or degrees[0] > degrees[1]:
-        raise ValueError(f"degrees must be (low, high), not {degrees}.")
+        raise Refusal(f"degrees must be (low, high), not {degrees}.")
 
     def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
         angle = float(rng.uniform(degrees[0], degrees[1]))
@@ -298,7 +303,7 @@ def parse(pipe: str) -> list[Op]:
     """
     ops = pipes.parse(pipe, OPS, "host transform")
     if [op.name == "decode" for op in ops] != [place == 0 for place in range(len(ops))]:
-        raise ValueError(f"a pipe begins with `decode`, which stands nowhere else, not {pipe!r}.")
+        raise Refusal(f"a pipe begins with `decode`, which stands nowhere else, not {pipe!r}.")
     return ops
 
 
@@ -345,7 +350,7 @@ def make(pipes_of_views: Sequence[str]) -> Transform:
         of pictures that fits no reading above.
     """
     if not pipes_of_views:
-        raise ValueError("there must be a pipe for at least one view.")
+        raise Refusal("there must be a pipe for at least one view.")
     chains = [parse(pipe) for pipe in pipes_of_views]
     shared = _shared(pipes_of_views, chains)
     tails = [_named(ops)[shared:] for ops in chains]
@@ -360,7 +365,7 @@ def make(pipes_of_views: Sequence[str]) -> Transform:
         pictures = [prepare(picture, rng) for picture in record["image"]]
         count = max(len(pictures), len(tails))
         if {len(pictures), len(tails)} - {1, count}:
-            raise ValueError(f"{len(pictures)} pictures and {len(tails)} pipes do not pair up.")
+            raise Refusal(f"{len(pictures)} pictures and {len(tails)} pipes do not pair up.")
         aug = {name: np.zeros((count, k), np.float32) for name, k in widths.items()}
         views = []
         for view in range(count):
@@ -372,7 +377,7 @@ def make(pipes_of_views: Sequence[str]) -> Transform:
             views.append(picture)
         if len({picture.size for picture in views}) > 1:
             sizes = [(picture.height, picture.width) for picture in views]
-            raise ValueError(
+            raise Refusal(
                 f"the views have unequal sizes {sizes}; "
                 "end every pipe with a crop or a resize to one size."
             )

@@ -105,7 +105,7 @@ def _closer(
         similarity = jnp.where(there, similarity, -jnp.inf)
         at = jnp.argmax(similarity, axis=1)
         value = jnp.take_along_axis(similarity, at[:, None], axis=1)[:, 0]
-        nearest = similarity == value[:, None]
+        nearest = there & (similarity == value[:, None])
         error = 1 - jnp.square(jnp.matmul(pose, poses.T, precision="highest"))
         ties, error = jnp.sum(nearest, axis=1, dtype=jnp.float32), jnp.sum(error, 1, where=nearest)
         closer, equal = value > best.similarity, value == best.similarity
@@ -169,7 +169,8 @@ def nearest(
       f32[n, V], the mean error 1 - (p . q)^2 of all that are.
 
     Raises:
-      ValueError: arrays missing or of unequal shapes, or an embedding that is not finite.
+      ValueError: arrays missing or of unequal shapes, or an embedding or prediction that is not
+        finite.
     """
     _queries.check(views, "given")
     mesh = mesh or _queries.row_of_devices()
@@ -200,6 +201,8 @@ def nearest(
             block = [jax.device_put(a, _queries.whole(mesh)) for a in block]
             best = _closer(asked, pose, *block, number, there, best, normalise)
         best = jax.device_get(jax.device_put(best, _queries.whole(mesh)))
+        if not best.ties.all():
+            raise Refusal("a prediction is not finite; nothing is nearest to it")
         found.append(best.first.reshape(-1, count))
         errors.append((best.error / best.ties).reshape(-1, count))
     return (

@@ -194,7 +194,7 @@ def cached(
         transform=transforms.stored,
         num_views=num_views,
         augment=augment.nothing,
-        batch_size=own.get("batch_size") or config.batch_size,
+        batch_size=own.get("batch_size", config.batch_size),
         seed=config.seed,
         options=dict(config.loader),
     )

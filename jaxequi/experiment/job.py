@@ -25,6 +25,13 @@ from jaxequi.train.state import Start
 from jaxequi.types import Batch, Method
 
 # Fields on which no result depends: they may change between two starts of one run.
+FIELDS = (
+    *("seed", "total_steps", "total_epochs", "batch_size", "accumulate", "dtype", "remat", "norm"),
+    *("init_from", "init_step", "init_encoder", "fresh", "cache", "online", "evals", "check"),
+    *("mesh", "sharding", "loader", "log_every_steps", "eval_every_steps", "save_every_steps"),
+    *("keep_checkpoints", "best", "best_mode", "show", "profile_steps"),
+    *("method", "backbone", "optimizer", "train"),
+)
 FREE_FIELDS = (
     "mesh",
     "sharding",
@@ -123,7 +130,15 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-    """Refuse numbers outside their range."""
+    """Refuse a config without the fields that all have, and numbers outside their range."""
+    missing = [field for field in FIELDS if field not in config]
+    if missing:
+        raise Refusal(
+            f"the config lacks {', '.join(missing)}; begin it with configs.common.base(), which "
+            "has every field, and set method, backbone, optimizer, train and val"
+        )
+    if not all(isinstance(pattern, str) for pattern in config.show):
+        raise Refusal(f"show={config.show}: give patterns of metrics, such as 'val/*/top1'")
     for field in ("log_every_steps", "save_every_steps", "keep_checkpoints", "batch_size"):
         _at_least(config, field, 1)
     for field in ("eval_every_steps", "seed"):
@@ -205,10 +220,11 @@ def _passes(
     for name in sets.described(config):
         if frozen is not None:
             one = cache.cached(frozen, config, name, mesh, all_views=True)
-        else:
-            shown = "val" if name == "train" and "val" in config else None
-            one = sets.make_set(config, name, shown, capped=True)
-        passes[name] = one.once(mesh, name)
+            passes[name] = one.once(mesh, name)
+            continue
+        shown = "val" if name == "train" and "val" in config else None
+        one = sets.make_set(config, name, shown, capped=True)
+        passes[name] = one.once(mesh, shown or name)
     return passes
 
 

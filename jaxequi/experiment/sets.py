@@ -220,7 +220,7 @@ def make_set(
         transform=transforms.make(shown.views),
         num_views=num_views,
         augment=_photometry(tuple(shown.augment), mix),
-        batch_size=shown.get("batch_size") or config.batch_size,
+        batch_size=shown.get("batch_size", config.batch_size),
         seed=config.seed,
         options=dict(config.loader),
     )

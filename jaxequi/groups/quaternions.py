@@ -94,8 +94,9 @@ def to_euler_xyz(q: Array) -> Array:
 
     Half the sum and half the difference of x and z are the arguments of two planar vectors, and y
     follows from their lengths (Bernardes and Viollet 2022, doi 10.1371/journal.pone.0276302); so
-    no accuracy is lost towards y = +-pi/2, as it is with an arcsine. At y = +-pi/2 itself, where
-    only one of the two arguments is defined, the other is taken to be 0.
+    no accuracy is lost towards y = +-pi/2, as it is with an arcsine. At y = +-pi/2 itself (to
+    within the rounding of q) only one of the two arguments is defined and the other is taken to
+    be 0; so is the gradient of what is not defined there.
 
     Args:
       q: `[..., 4]`.
@@ -106,9 +107,17 @@ def to_euler_xyz(q: Array) -> Array:
     xp = _namespace(q)
     q = xp.asarray(q)
     x, y, z, w = (q[..., i] for i in range(4))
-    half_sum = xp.arctan2(x + z, w - y)
-    half_difference = xp.arctan2(z - x, w + y)
-    pitch = 2 * xp.arctan2(xp.hypot(w + y, z - x), xp.hypot(w - y, x + z)) - np.pi / 2
+    rounding = 2 * xp.finfo(xp.result_type(q, xp.float32)).eps
+
+    def polar(a: Array, b: Array) -> tuple[Array, Array]:
+        """Length and argument of (a, b); where there is none, another vector's, to be left out."""
+        none = xp.maximum(abs(a), abs(b)) <= rounding
+        a, b = xp.where(none, 1, a), xp.where(none, 0, b)
+        return xp.where(none, 0, xp.hypot(a, b)), xp.arctan2(b, a)
+
+    low, half_sum = polar(w - y, x + z)
+    high, half_difference = polar(w + y, z - x)
+    pitch = 2 * xp.arctan2(high, low) - np.pi / 2
 
     def wrap(angle: Array) -> Array:
         return angle - 2 * np.pi * xp.round(angle / (2 * np.pi))

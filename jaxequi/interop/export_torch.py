@@ -1,105 +1,57 @@
-"""Write a checkpoint of ours as a file of torch.
+"""Write a run as a file of torch: python -m jaxequi.interop.export_torch RUN --file=FILE
 
-python -m jaxequi.interop.export_torch RUN --file=model.pth [--step=N] [--epoch=N]
-python -m jaxequi.interop.export_torch RUN --file=final_weights.pth --backbone
+    RUN --file=model.pth                              # resumes and evaluates with the original
+    RUN --file=final_weights.pth --backbone           # the backbone alone
 
-The first file resumes and evaluates with facebookresearch/SIE: from the epoch given, by default 0,
-with a fresh optimizer, since the network alone is carried over. The second is the backbone as its
-evaluations want it: they look for "final_weights" in the name. A network of torchvision is written
-as its plain state dict. Needs torch: pip install -e ".[torch]".
+  --file FILE      the file to be written
+  --format NAME    of jaxequi/interop/formats/; told by the run's config, if not given
+  --backbone       the backbone alone, where the original has a file of it
+  --step N         which checkpoint (default: the newest)
+  --epoch N        at which the original's training would go on (default: 0), with a fresh
+                   optimizer: the network alone is carried over
+
+What the original could not load is refused with the reason, and what it has no place for is left
+out and told. Needs torch: pip install -e ".[torch]".
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from jaxequi import cli, trained
-from jaxequi.interop import files, mapping
-from jaxequi.interop.tables import resnet, sie, torchvision
-from jaxequi.names import unknown
-from jaxequi.train import checkpoint
-from jaxequi.types import PyTree
+from jaxequi import cli
+from jaxequi.errors import Refusal
+from jaxequi.interop import files, formats, networks
 
-_TABLES = {"resnet": sie.TABLE, "torchvision_resnet": torchvision.TABLE}
-
-
-def state_dict(config: Mapping[str, Any], variables: PyTree) -> dict[str, np.ndarray]:
-    """Name a whole network's variables {"params": ..., **extra} as torch does.
-
-    Raises:
-      ValueError: a backbone that torch does not have.
-    """
-    name = config["backbone"]["name"]
-    if name not in _TABLES:
-        raise unknown("backbone with names in torch", name, _TABLES)
-    return mapping.to_torch(variables, _TABLES[name])
+FLAGS = flags.FlagValues()
+_FILE = flags.DEFINE_string("file", None, "The file to be written.", FLAGS)
+_FORMAT = flags.DEFINE_string("format", None, "Its format; by default told by the config.", FLAGS)
+_BACKBONE = flags.DEFINE_bool("backbone", False, "Write the backbone alone.", FLAGS)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Which checkpoint; the newest by default.", flag_values=FLAGS
+)
+_EPOCH = flags.DEFINE_integer("epoch", None, "Of their training; 0.", flag_values=FLAGS)
 
 
-def backbone_state_dict(variables: PyTree) -> dict[str, np.ndarray]:
-    """Name the variables of a whole network's backbone alone, as a ResNet of torch."""
-    alone = {name: tree["backbone"] for name, tree in variables.items()}
-    return mapping.to_torch(alone, resnet.TABLE)
-
-
-def sie_checkpoint(
-    state: Mapping[str, np.ndarray], config: Mapping[str, Any], epoch: int
-) -> dict[str, Any]:
-    """A `model.pth` of facebookresearch/SIE: `model` under DDP's prefix, and a fresh Adam."""
-    parameters = [k for k in state if k.rpartition(".")[2] in ("weight", "bias")]
-    adam = {
-        "lr": config["optimizer"]["learning_rate"],
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": config["optimizer"]["weight_decay"],
-        "amsgrad": False,
-        "maximize": False,
-        "foreach": None,
-        "capturable": False,
-        "differentiable": False,
-        "fused": None,
-        "params": list(range(len(parameters))),
-    }
-    return {
-        "epoch": epoch,
-        "model": {f"module.{name}": array for name, array in state.items()},
-        "optimizer": {"state": {}, "param_groups": [adam]},
-    }
-
-
+@cli.program
 def main(argv: list[str]) -> int:
     """Export the run of the command line."""
-    logging.set_verbosity(logging.ERROR)
-    try:
-        given = flags.FLAGS
-        if len(argv) != 2 or not given.file:
-            raise ValueError("give the folder of a run and --file=FILE.pth; --help says more")
-        run, file = pathlib.Path(argv[1]), pathlib.Path(given.file)
-        step, config, params, extra = checkpoint.read_network(
-            run.absolute() / trained.FOLDER, given.step
-        )
-        variables = {"params": params, **extra}
-        if given.backbone or config["method"] is None:
-            written: dict[str, Any] = backbone_state_dict(variables)
-        elif config["backbone"]["name"] == "resnet":
-            state = state_dict(config, variables)
-            written = sie_checkpoint(state, config, given.epoch)
-        else:
-            written = state_dict(config, variables)
-        files.write_pth(file, written)
-    except ValueError as error:
-        return cli.refuse(str(error))
-    print(f"{run}, step {step}: {file}")
+    [folder] = cli.arguments(argv, FLAGS, ["RUN"], __doc__)
+    if not _FILE.value:
+        raise Refusal("give --file=FILE.pth; --help says more")
+    run, file = pathlib.Path(folder), pathlib.Path(_FILE.value)
+    step, config, variables = networks.load(run, _STEP.value, _BACKBONE.value)
+    name = _FORMAT.value or formats.of_run(config)
+    written = formats.find(name).write(config, variables, _EPOCH.value or 0)
+    if _EPOCH.value is not None and "epoch" not in written.content:
+        raise Refusal(f"a file of {name} holds no epoch; leave --epoch out")
+    files.write_pth(file, written.content)
+    print(f"{file}: {run}, step {step}, as {name}\nloads: {written.loads}")
+    for line in written.left_out:
+        print(f"left out: {line}")
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("file", None, "The file to be written.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-    flags.DEFINE_integer("epoch", 0, "The epoch at which their training would go on.")
-    flags.DEFINE_bool("backbone", False, "Write the backbone alone.")
-    app.run(main, flags_parser=cli.parse)
+    cli.run(main)

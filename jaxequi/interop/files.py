@@ -1,20 +1,31 @@
-"""Files of torch: the only place that imports it. Weights are read, code is not run."""
+"""Files of torch: the only place that imports it. Weights are read, code is not run.
+
+What is written is there whole or not at all.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import pathlib
 import pickle
-from collections.abc import Mapping
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from jaxequi.errors import Refusal
+
+DEEPEST = 20  # dicts in dicts; an optimizer's state has five
 
 
 def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise Refusal(
             'files of torch need torch: pip install -e ".[torch]" (training never does)'
         ) from error
     return torch
@@ -24,38 +35,96 @@ def read_pth(file: str | pathlib.Path) -> dict[str, Any]:
     """Read a file of `torch.save`: nested dicts, with numpy arrays where it has tensors.
 
     Raises:
-      ValueError: no such file, a damaged one, one that is no dict, or one that holds anything but
-        tensors and plain values, which is to say code to be run.
+      ValueError: no such file, no regular file, a damaged one, one that is no dict, one that claims
+        more than it holds, or one that holds anything but tensors and plain values, which is to say
+        code to be run.
     """
     torch, file = _torch(), pathlib.Path(file)
+    size = _size(file)
+    # trainings save what the command line said beside the weights: a bag of plain values
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        raise Refusal(f"{file} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise Refusal(
             f"{file} is refused: it holds more than tensors and plain values, and reading it would "
-            f"run code ({str(error).split('. ')[-1].strip().splitlines()[0]}). Save the state dict "
+            f"run code ({_first_line(str(error).split('. ')[-1])}). Save the state dict "
             "alone, with torch.save(model.state_dict(), ...)."
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} is no file of torch, or is cut off: {type(error).__name__} {str(error)[:80]}"
+    except Exception as error:  # a damaged pickle makes torch raise nearly any type
+        raise Refusal(
+            f"{file} is no file of torch, or is cut off: {type(error).__name__} "
+            f"{_first_line(str(error))}"
         ) from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"{file} holds a {type(loaded).__name__}, not a dict of tensors")
-    return _to_numpy(loaded, torch)
+        raise Refusal(f"{file} holds a {type(loaded).__name__}, not a dict of tensors")
+    try:
+        return _Reader(torch, size).convert(loaded, 0)
+    except ValueError as error:
+        raise Refusal(f"{file} is refused: {error}") from error
+    except Exception as error:  # kinds of tensors that numpy does not have, which raise many types
+        raise Refusal(
+            f"{file} holds a tensor that is no plain array: {_first_line(str(error))}"
+        ) from error
 
 
-def _to_numpy(value: Any, torch: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to_numpy(v, torch) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_numpy(v, torch) for v in value]
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return value
+def _first_line(text: str) -> str:
+    line = next(iter(text.strip().splitlines()), "")[:160]
+    return line if line.isprintable() else repr(line)
+
+
+def _size(file: pathlib.Path) -> int:
+    """Bytes of a regular file whose zip, if it is one, claims no more than there are."""
+    try:
+        if file.exists() and not file.is_file():
+            raise Refusal(f"{file} is no regular file; give a file of torch.save")
+        size = file.stat().st_size
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                claimed = sum(member.file_size for member in archive.infolist())
+            if claimed > size:
+                raise Refusal(
+                    f"{file} is refused: it has {size:,} bytes and claims {claimed:,}; torch.save "
+                    "compresses nothing"
+                )
+    except OSError as error:
+        raise Refusal(f"{file} cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise Refusal(f"{file} is no file of torch, or is cut off: {error}") from error
+    return size
+
+
+class _Reader:
+    """Turns tensors into arrays; containers that are held twice are converted once."""
+
+    def __init__(self, torch: Any, size: int):
+        self._torch, self._size = torch, size
+        self._done: dict[int, Any] = {}
+
+    def convert(self, value: Any, depth: int) -> Any:
+        if isinstance(value, self._torch.Tensor):
+            return self._array(value.detach())
+        if not isinstance(value, Mapping | list | tuple):
+            return value
+        if depth > DEEPEST:
+            raise Refusal(f"over {DEEPEST} dicts or lists lie in each other")
+        if id(value) not in self._done:
+            if isinstance(value, Mapping):
+                new: Any = {key: self.convert(v, depth + 1) for key, v in value.items()}
+            else:
+                new = [self.convert(v, depth + 1) for v in value]
+            self._done[id(value)] = new
+        return self._done[id(value)]
+
+    def _array(self, tensor: Any) -> np.ndarray:
+        if tensor.layout == self._torch.strided and tensor.nbytes > self._size:
+            raise Refusal(
+                f"a tensor of {list(tensor.shape)} claims {tensor.nbytes:,} bytes of "
+                f"{self._size:,} in the file"
+            )
+        return (tensor.float() if tensor.dtype == self._torch.bfloat16 else tensor).numpy()
 
 
 def write_pth(file: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
@@ -64,17 +133,71 @@ def write_pth(file: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
     Raises:
       ValueError: the file cannot be written.
     """
-    torch, file = _torch(), pathlib.Path(file)
+    torch = _torch()
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: tensors(v) for key, v in value.items()}
         return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
-    part = file.with_name(file.name + ".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(file) as part:
         torch.save(tensors(tree), part)
-        part.replace(file)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+    """Find the state dict in a file: whole, or under "model" or "state_dict".
+
+    Returns:
+      It without the prefix "module." or "model." that all its names have, as wrappers of a network
+      leave it, and the epoch that the file names (0 if none).
+
+    Raises:
+      ValueError: something else than arrays under names.
+    """
+    nested = [loaded[name] for name in ("model", "state_dict") if name in loaded]
+    state = nested[0] if nested and isinstance(nested[0], Mapping) else loaded
+    odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
+    if odd or not state:
+        raise Refusal(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
+    for prefix in ("module.", "model."):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): array for name, array in state.items()}
+    epoch = loaded.get("epoch")
+    return dict(state), epoch if isinstance(epoch, int) else 0
+
+
+@contextlib.contextmanager
+def appearing(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a path to write at, which becomes `target` in the end, or leaves nothing.
+
+    What is missing of the folders above appears with it: the topmost name that is not there yet is
+    written beside, with the ending ".part", and renamed.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
+    target = pathlib.Path(target).absolute()
+    top = target
+    while not top.parent.exists():
+        top = top.parent
+    part = top.with_name(top.name + ".part")
+    inside = part / target.relative_to(top)
+    try:
+        _remove(part)  # of a process that was killed
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        yield inside
+        part.replace(top)
+    except OSError as error:
+        raise Refusal(f"{target} cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:  # of torch
+        raise Refusal(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+    finally:
+        _remove(part)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

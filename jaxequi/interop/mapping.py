@@ -2,17 +2,20 @@
 
 A table says for a leaf of ours, by its path, what torch calls it and how the two arrays differ. It
 is a plain function, so a table is written as one regular expression or as a hundred lines, and both
-directions come from it. Tables of models are in `interop/tables/`.
+directions come from it. Tables of models are in `interop/formats/`. What files have that no network
+of ours can hold is named as well, with the reason (`Ignored`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.types import PyTree
 
@@ -39,7 +42,12 @@ _LEAVES = {
     "mean": ("running_mean", SAME),
     "var": ("running_var", SAME),
 }
-_COUNTER = "num_batches_tracked"  # written by torch's BatchNorm, read by nobody at momentum 0.1
+_COUNTER = "num_batches_tracked"
+Ignored = Mapping[str, str]  # pattern over torch's names, matched from their start -> the reason
+COUNTERS: Ignored = {
+    rf"(.*\.)?{_COUNTER}$": "torch's BatchNorm counts batches, and reads the count only where it "
+    "has no momentum"
+}
 
 
 def by_module(rename: Callable[[str], str]) -> Table:
@@ -66,20 +74,35 @@ def _named(tree: PyTree, table: Table) -> dict[str, tuple[str, Layout]]:
     for path in traverse_util.flatten_dict(tree, sep="/"):
         name, layout = table(path)
         if name in named:
-            raise ValueError(f"the table gives {path} and {named[name][0]} the same name {name!r}.")
+            raise Refusal(f"the table gives {path} and {named[name][0]} the same name {name!r}.")
         named[name] = path, layout
     return named
 
 
-def from_torch(state: Mapping[str, np.ndarray], template: PyTree, table: Table) -> PyTree:
+def passed_over(state: Mapping[str, np.ndarray], ignored: Ignored) -> tuple[str, ...]:
+    """Tell what of a state dict a table of ignored names covers: a line for each of its reasons."""
+    lines = []
+    for pattern, reason in ignored.items():
+        found = [name for name in state if re.match(pattern, name)]
+        if found:
+            lines.append(f"{len(found)} such as {found[0]}: {reason}")
+    return tuple(lines)
+
+
+def from_torch(
+    state: Mapping[str, np.ndarray],
+    template: PyTree,
+    table: Table,
+    ignored: Ignored = COUNTERS,
+) -> PyTree:
     """Carry a torch state dict over into a tree like `template`.
 
     Args:
-      state: arrays under torch's names, prefixes such as "module." already removed. Counters
-        `num_batches_tracked` are passed over.
+      state: arrays under torch's names, prefixes such as "module." already removed.
       template: nested dict of arrays or `jax.ShapeDtypeStruct`, collections on top, for example
         `jax.eval_shape(model.init, ...)`.
       table: for each path of the template torch's name and the layout.
+      ignored: names that may be in the state dict though the table has no use for them.
 
     Returns:
       A nested dict with the template's paths, shapes and dtypes; numpy arrays.
@@ -90,24 +113,35 @@ def from_torch(state: Mapping[str, np.ndarray], template: PyTree, table: Table) 
     """
     leaves = traverse_util.flatten_dict(template, sep="/")
     named = _named(template, table)
-    given = {k: np.asarray(v) for k, v in state.items() if k.rpartition(".")[2] != _COUNTER}
-    tree, missing, surplus = {}, [], [f"+ {k} {given[k].shape}" for k in given if k not in named]
+    unused = [k for k in state if k not in named and not any(re.match(p, k) for p in ignored)]
+    tree, missing, surplus = {}, [], [f"+ {k} {np.shape(state[k])}" for k in unused]
     for name, (path, layout) in named.items():
         shape, dtype = tuple(leaves[path].shape), leaves[path].dtype
-        if name not in given:
+        if name not in state:
             missing.append(f"- {name} (for {path} {shape})")
             continue
-        array = layout.from_torch(given[name])
-        if array.shape != shape:
+        given = np.asarray(state[name])
+        array = _laid_out(given, layout)
+        if array is None or array.shape != shape:
+            became = "cannot be laid out so" if array is None else f"would be {array.shape}"
             missing.append(f"- {name} (for {path} {shape})")
-            surplus.append(f"+ {name} {given[name].shape} (that would be {array.shape})")
+            surplus.append(f"+ {name} {given.shape} (that {became})")
+            continue
         tree[path] = np.array(array, dtype, order="C")
     if missing or surplus:
-        raise ValueError(
+        raise Refusal(
             f"the state dict does not fit the model: {len(missing)} missing or of another shape "
             f"(-), {len(surplus)} left over (+)\n" + "\n".join(missing + surplus)
         )
     return traverse_util.unflatten_dict(tree, sep="/")
+
+
+def _laid_out(array: np.ndarray, layout: Layout) -> np.ndarray | None:
+    """The array as ours; None if it has too few axes for that, or channels that do not divide."""
+    try:
+        return layout.from_torch(array)
+    except (ValueError, IndexError):
+        return None
 
 
 def to_torch(tree: PyTree, table: Table) -> dict[str, np.ndarray]:

@@ -3,9 +3,9 @@
 A linear layer names the class of each view of a feature, and where a relation is asked for an MLP
 reads it off two views. A feature that the method splits is asked as a whole and in its parts
 (`-inv`, `-equi`): equivariant parts not for classes, invariant ones not for the relation, unless
-`every_part` asks all of them for both, which shows what a part has *lost*.
-facebookresearch/SIE, `src/models.py`, `OnlineEvaluator` (which asks no part for what it should not
-know).
+`every_part` asks all of them for both, which shows what a part has *lost*. A part that is the whole
+is asked once. facebookresearch/SIE, `src/models.py`, `OnlineEvaluator`, asks no part for what it
+should not know, and a whole part twice (`whole_parts`).
 
 Logged, over the training batch, with <feature> = representation, representation-inv, ... :
 
@@ -57,6 +57,7 @@ class OnlineHeads(nn.Module):
       classes: C.
       columns: L; 0 asks for no relation.
       every_part: ask invariant parts for the relation and equivariant ones for the classes too.
+      whole_parts: ask a part that is the whole feature, too.
     """
 
     features: Sequence[str]
@@ -64,6 +65,7 @@ class OnlineHeads(nn.Module):
     classes: int
     columns: int = 0
     every_part: bool = False
+    whole_parts: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,9 +74,9 @@ class OnlineHeads(nn.Module):
         for name in self.features:
             whole, (inv, equi) = features[name], self.parts.get(name, (0, 0))
             labelled, related = {name: whole}, {name: whole}
-            if inv:
+            if inv and (equi or self.whole_parts):
                 labelled[f"{name}-inv"] = whole[..., :inv]
-            if equi:
+            if equi and (inv or self.whole_parts):
                 related[f"{name}-equi"] = whole[..., inv:]
             if self.every_part:
                 labelled = related = labelled | related
@@ -130,6 +132,7 @@ def with_online_heads(
     features: Sequence[str] = ("representation",),
     relation: str | Relation | None = None,
     every_part: bool = False,
+    whole_parts: bool = False,
     dtype: Any = jnp.float32,
 ) -> Method:
     """Train heads on a method's features, without a gradient to the method.
@@ -144,6 +147,7 @@ def with_online_heads(
       relation: the L numbers that the heads tell of two views, see `groups.relation`; None tells
         classes alone.
       every_part: ask every part for classes and relation; the published evaluator does not.
+      whole_parts: ask a part that is the whole feature, too, as the published evaluator does.
       dtype: of the heads' computations.
 
     Raises:
@@ -154,7 +158,13 @@ def with_online_heads(
         raise Refusal(f"num_classes={num_classes}: the online heads tell at least one class")
     columns = target.columns if target else ()
     heads_of = OnlineHeads(
-        tuple(features), dict(method.parts), num_classes, len(columns), every_part, dtype
+        tuple(features),
+        dict(method.parts),
+        num_classes,
+        len(columns),
+        every_part,
+        whole_parts,
+        dtype,
     )
 
     def without(params: PyTree) -> PyTree:

@@ -94,7 +94,10 @@ class Plain(Network):
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
         width = self.projector.widths[-1]
-        return {"embedding": (width - self.free, self.free)} if self.free else {}
+        return {
+            "representation": (self.backbone.features, 0),
+            "embedding": (width - self.free, self.free),
+        }
 
     def encode(self, images: Array, train: bool) -> Encoded:
         representation = self.backbone(images, train)

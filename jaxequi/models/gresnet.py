@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi import names
+from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.nn.gconv import GroupConv, LiftingConv
@@ -196,6 +197,8 @@ def make(
     Raises:
       ValueError: no such architecture or head; the message lists what exists.
     """
+    if width is not None and width < 1:
+        raise Refusal(f"width={width}: fields of the first stage, at least 1")
     if architecture not in ARCHITECTURES:
         raise names.unknown("architecture", architecture, ARCHITECTURES)
     row = ARCHITECTURES[architecture]

@@ -19,7 +19,7 @@ from jaxequi.types import Array
 
 
 class OneGConv(nn.Module):
-    """Images f32[B, H, W, I] to f32[B, O]: a 3x3 layer of stride 2, mean of pixels, max of slices.
+    """Images f32[B, H, W, I] to f32[B, O]: one strided layer, mean of pixels, max of slices.
 
     It sees the mean of the colours. There is no activation: on a size that the stride fits (odd),
     an image and its rotation have the same representation whatever the weights.
@@ -27,11 +27,15 @@ class OneGConv(nn.Module):
     Attributes:
       group: the group G.
       features: O, output fields.
+      kernel_size, strides, padding: of the layer.
       dtype: of the computation.
     """
 
     group: Group
     features: int = 1
+    kernel_size: int = 3
+    strides: int = 2
+    padding: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -41,8 +45,9 @@ class OneGConv(nn.Module):
         conv = LiftingConv(
             self.features,
             self.group,
-            strides=2,
-            padding=1,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
             use_bias=True,
             dtype=self.dtype,
             name="conv",
@@ -60,4 +65,4 @@ def make(
     """
     if remat:
         raise Refusal("remat: a network of one layer has no blocks to recompute; leave it off")
-    return OneGConv(planar.named(group), features, dtype)
+    return OneGConv(planar.named(group), features, dtype=dtype)

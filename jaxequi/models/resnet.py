@@ -6,7 +6,7 @@ Reference: facebookresearch/SIE, src/resnet.py. Three things differ from torchvi
 - the first block of every stage has a convolution on its shortcut, also in the first stage;
 - strided convolutions and the pool are padded at the right and bottom only.
 
-State-dict names: `interop/tables/resnet.py`.
+State-dict names: `interop/formats/sie.py`.
 """
 
 from __future__ import annotations
@@ -312,6 +312,8 @@ def make(
       ValueError: an unknown name or stem, a dtype other than float32 and bfloat16, or a width that
         leaves a grouped convolution without channels.
     """
+    if width < 1:
+        raise Refusal(f"width={width}: channels of the first stage, at least 1")
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
     if stem not in _STEMS:

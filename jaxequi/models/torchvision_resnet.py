@@ -3,7 +3,7 @@
 He et al., CVPR 2016, with the stride of a bottleneck on its 3x3 convolution; torchvision,
 `models/resnet.py`. `models.resnet` says how SIE's networks differ.
 
-State-dict names: `interop/tables/torchvision.py`.
+State-dict names: `interop/formats/torchvision.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn.conv import Conv
 from jaxequi.nn.norm import BatchNorm
@@ -149,6 +150,8 @@ def make(
     Raises:
       ValueError: unknown architecture.
     """
+    if width < 1:
+        raise Refusal(f"width={width}: channels of the first stage, at least 1")
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
     sizes, block = NETWORKS[architecture]

@@ -44,13 +44,23 @@ def covariance(a: Array, divisor: int | None = None) -> Array:
     """
     n, width = a.shape
     a = _centered(a) / jnp.sqrt(n - 1 if divisor is None else divisor)
-    if 2 * n <= width:
-        # a^T a [D, D] and a a^T [N, N] have one Frobenius norm, and the small one is less work.
-        # The diagonal of the large one must then be subtracted: if the dimensions vary alike, it
-        # is at most half of the whole (Cauchy and Schwarz), so that f32 has digits to spare.
-        gram = jnp.matmul(a, a.T, precision="highest")
-        diagonal = jnp.sum(jnp.square(a), axis=0)
-        return (jnp.sum(jnp.square(gram)) - jnp.sum(jnp.square(diagonal))) / width
+    if 2 * n > width:
+        return _off_diagonal(a)
+    # a^T a [D, D] and a a^T [N, N] have one Frobenius norm, and the small one is less work. The
+    # diagonal of the large one must then be subtracted: at most half of the whole if the
+    # dimensions vary alike (Cauchy and Schwarz), but nearly all of it if one of them varies far
+    # more than the rest, and then f32 has no digits to spare.
+    gram = jnp.matmul(a, a.T, precision="highest")
+    whole, diagonal = jnp.sum(jnp.square(gram)), jnp.sum(jnp.square(jnp.sum(a * a, axis=0)))
+    difference = whole - diagonal
+    # Checkpointed, lest the branch not taken leaves zeros [D, D] behind for the gradient.
+    directly = jax.checkpoint(_off_diagonal)
+    return jax.lax.cond(16 * difference >= whole, lambda a: difference / width, directly, a)
+
+
+def _off_diagonal(a: Array) -> Array:
+    """Sum of the squared entries of a^T a off its diagonal, over D, for f32[N, D]."""
+    width = a.shape[1]
     products = jnp.matmul(a.T, a, precision="highest")
     return jnp.sum(jnp.square(jnp.where(jnp.eye(width, dtype=bool), 0, products))) / width
 

@@ -7,15 +7,25 @@ draws anew for each class. Files keep their names; `val` and `testgt` are those 
 
 from __future__ import annotations
 
-import argparse
+import os
 import shutil
-import sys
 
 import numpy as np
+from absl import flags
 from etils import epath
 
+from jaxequi import cli
 from jaxequi.data.errors import DataError
+from jaxequi.data.sources._files import open_file
 from jaxequi.data.sources.folder import Folder
+from jaxequi.errors import Refusal
+
+FLAGS = flags.FlagValues()
+_SHOTS = flags.DEFINE_integer("shots", None, "Of a class: 10, 20, 50 in EqInv.", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draw.", 0, flag_values=FLAGS)
+_INDEPENDENT = flags.DEFINE_bool(
+    "independent", False, "Draw for each class anew.", flag_values=FLAGS
+)
 
 
 def choose(
@@ -51,55 +61,47 @@ def subset(
     *,
     independent: bool = False,
 ) -> int:
-    """Copy the chosen files of a folder of classes; return how many.
+    """Copy the chosen files of a folder of classes, all or none; return how many.
 
     Raises:
-      ValueError: a class with too few files, or an `out` that has files in it.
+      ValueError: a class with too few files, a file that cannot be read, or an `out` that is no
+        folder or has files in it.
     """
     source = Folder(train)
     target = epath.Path(out).expanduser()
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target} is not empty.")
     counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
     chosen = choose(counts, shots, seed, independent=independent)
-    copied = 0
-    first = 0
-    for count, positions in zip(counts, chosen):
-        for position in positions:
-            path = source.paths[first + int(position)]
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.root / path, target / path)
-            copied += 1
-        first += count
-    return copied
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.prepare.fewshot_subset",
-        description="Copy a few pictures of each class.",
-    )
-    parser.add_argument("train", help="folder of class folders")
-    parser.add_argument("out", help="new folder of class folders")
-    parser.add_argument("--shots", type=int, required=True, help="10, 20 or 50 in EqInv")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--independent", action="store_true", help="draw for each class anew")
-    options = parser.parse_args(arguments)
+    first = np.cumsum([0, *counts])
+    paths = [source.paths[row] for start, mine in zip(first, chosen) for row in start + mine]
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
-        copied = subset(
-            options.train,
-            options.out,
-            options.shots,
-            options.seed,
-            independent=options.independent,
-        )
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{copied} files are in {options.out}")
+        for path in paths:
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            with open_file(source.root / path) as (file, _), (partial / path).open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(paths)
+
+
+@cli.program
+def main(argv: list[str]) -> int:
+    """Run the program; return its exit code."""
+    try:
+        train, out = cli.arguments(argv, FLAGS, ["TRAIN", "OUT"], __doc__)
+        if _SHOTS.value is None:
+            raise Refusal("give --shots=10, 20 or 50; --help says more")
+        copied = subset(train, out, _SHOTS.value, _SEED.value, independent=_INDEPENDENT.value)
+    except OSError as error:
+        raise Refusal(str(error)) from error
+    print(f"{copied} files are in {out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -14,13 +14,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from etils import epath
 
 from jaxequi.data import objects
-from jaxequi.data.errors import DataError
+from jaxequi.data.errors import DataError, shown
 from jaxequi.data.raycast import Parts
-from jaxequi.data.sources._files import load_array
+from jaxequi.data.sources._files import load_array, texts, walk
+from jaxequi.errors import Refusal
 
 MESH_SUFFIXES = (".obj", ".glb", ".ply")
 SHAPENET_FILE = "models/model_normalized.obj"
@@ -46,7 +46,7 @@ def embedded(count: int, seed: int) -> list[Model]:
       ValueError: fewer than one.
     """
     if count < 1:
-        raise ValueError(f"{count} embedded objects were asked for; take 1 or more.")
+        raise Refusal(f"{count} embedded objects were asked for; take 1 or more.")
     names = [f"{objects.CLASS_NAMES[objects.label(n)]}/{n:05d}" for n in range(count)]
     return [Model(name, objects.build(seed, n)) for n, name in enumerate(names)]
 
@@ -90,23 +90,33 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _shapenet(base: pathlib.Path) -> dict[str, Model]:
-    files = base.glob(f"*/*/{SHAPENET_FILE}")
+    files = sorted(base.glob(f"*/*/{SHAPENET_FILE}"))
     names = {file: "/".join(file.relative_to(base).parts[:2]) for file in files}
+    for file in files:
+        _check(base, file)
     return {name: Model(name, file, shapenet=True) for file, name in names.items()}
 
 
 def _meshes(base: pathlib.Path) -> dict[str, Model]:
     found: dict[str, Model] = {}
-    for file in sorted(base.rglob("*")):
-        if file.suffix.lower() not in MESH_SUFFIXES:
-            continue
-        *folders, stem = file.relative_to(base).with_suffix("").parts
-        kind, *path = [*(folders or [NO_CLASS]), stem]
-        name = f"{kind}/{'_'.join(path)}"
+    for path in walk(base, MESH_SUFFIXES):
+        file = base / path
+        _check(base, file)
+        *folders, stem = pathlib.Path(path).with_suffix("").parts
+        kind, *inner = [*(folders or [NO_CLASS]), stem]
+        name = f"{kind}/{'_'.join(inner)}"
         if name in found:
             raise DataError(f"{found[name].shape} and {file} would both be {name}; rename one.")
         found[name] = Model(name, file)
-    return found
+    return dict(sorted(found.items()))
+
+
+def _check(base: pathlib.Path, file: pathlib.Path) -> None:
+    """Refuse what is no file, and what cannot name a folder of pictures."""
+    if not file.is_file():
+        raise DataError(f"{shown(file)} is no regular file; only meshes in files are rendered.")
+    if not str(file.relative_to(base)).isprintable():
+        raise DataError(f"{shown(file)} has a name that is no printable text; rename it.")
 
 
 def read_list(path: epath.PathLike) -> list[str]:
@@ -120,15 +130,20 @@ def read_list(path: epath.PathLike) -> list[str]:
       ValueError: a file that cannot be read, another shape, or names of another form.
     """
     array = load_array(path)
+    where = shown(path)
     if array.dtype.kind != "U" or array.ndim not in (1, 2) or array.shape[1:] not in ((), (2,)):
         raise DataError(
-            f"{path} is {array.dtype} of shape {array.shape}; a list of objects holds strings, "
+            f"{where} is {array.dtype} of shape {array.shape}; a list of objects holds strings, "
             "[N, 2] (synset, object) or [N] (/synset/object/)."
         )
-    rows = np.char.strip(array, "/")
-    names = ["/".join(row) for row in rows] if array.ndim == 2 else [str(row) for row in rows]
-    wrong = [name for name in names if len(parts := name.split("/")) != 2 or ".." in parts]
+    words = [word.strip("/") for word in texts(array.ravel(), where)]
+    names = ["/".join(pair) for pair in zip(words[::2], words[1::2])] if array.ndim == 2 else words
+    wrong = [
+        name
+        for name in names
+        if len(parts := name.split("/")) != 2 or {"..", "."} & set(parts) or not name.isprintable()
+    ]
     if wrong or not names:
         what = f"the name {wrong[0]!r}, which is not <synset>/<object>" if wrong else "no name"
-        raise DataError(f"{path} holds {what}.")
+        raise DataError(f"{where} holds {what}.")
     return names

@@ -12,26 +12,36 @@ shard, comes last.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import flags
 from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 from rich import progress
 
+from jaxequi import cli
 from jaxequi.data import example
-from jaxequi.data.errors import DataError
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import is_regular, read_file
 from jaxequi.data.sources._open import open_source
 from jaxequi.data.sources.packed import MANIFEST
+from jaxequi.errors import Refusal
 from jaxequi.types import Record, Source
+
+FLAGS = flags.FlagValues()
+_SHARD_EXAMPLES = flags.DEFINE_integer(
+    "shard-examples", 1024, "Examples of a shard.", 1, flag_values=FLAGS
+)
+_THREADS = flags.DEFINE_integer("threads", 4, "Shards at the same time.", 1, flag_values=FLAGS)
+_VERIFY = flags.DEFINE_bool("verify", False, "Only check the shards of OUT.", flag_values=FLAGS)
 
 READ_AT_ONCE = 64  # pictures in one call of the source
 
@@ -41,7 +51,7 @@ def _encoded(picture: Any) -> bytes:
         return picture
     buffer = io.BytesIO()
     image = np.asarray(picture)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -57,21 +67,29 @@ def _records(record: Record) -> Iterator[bytes]:
 def _write_shard(source: Source, rows: range, path: epath.Path) -> dict[str, Any]:
     """Write examples to a new file, renamed when whole; return its entry in the manifest."""
     partial = path.with_name(path.name + ".partial")
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
     count = 0
     step = max(1, READ_AT_ONCE // source.num_views)
-    for start in range(rows.start, rows.stop, step):
-        some = list(range(start, min(start + step, rows.stop)))
-        views = np.tile(np.arange(source.num_views), (len(some), 1))
-        for record in source.read(some, views):
-            for data in _records(record):
-                writer.write(data)
-                count += 1
-    writer.close()
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            for start in range(rows.start, rows.stop, step):
+                some = list(range(start, min(start + step, rows.stop)))
+                views = np.tile(np.arange(source.num_views), (len(some), 1))
+                for record in source.read(some, views):
+                    for data in _records(record):
+                        writer.write(data)
+                        count += 1
+        finally:
+            writer.close()
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # of array_record: a full disk, a folder that is gone
+            raise DataError(f"{partial} cannot be written: {shown(error)}") from error
+        raise
     entry = {"file": path.name, "records": count, **_check_sum(partial)}
     note = path.with_name(path.name + ".json")
     note.write_text(json.dumps(entry))
-    partial.rename(path)
+    partial.replace(path)
     return entry
 
 
@@ -81,27 +99,37 @@ def _check_sum(path: epath.Path) -> dict[str, Any]:
     return {"bytes": path.stat().length, "sha256": digest}
 
 
+def _json(path: epath.Path) -> Any:
+    try:
+        return json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is missing or damaged: {shown(error)}") from error
+
+
 def _done(path: epath.Path) -> dict[str, Any] | None:
     """Return the entry of a shard that an earlier run finished."""
     note = path.with_name(path.name + ".json")
     if not path.exists() or not note.exists():
         return None
     try:
-        entry = json.loads(note.read_text())
-    except ValueError:
+        entry = json.loads(read_file(note))
+        whole = entry["file"] == path.name and entry["bytes"] == path.stat().length
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return entry if entry["bytes"] == path.stat().length else None
+    return entry if whole else None
 
 
 def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, threads: int = 4) -> None:
     """Write a source into a folder of shards; go on where an earlier run stopped.
 
     Raises:
-      ValueError: a picture that cannot be read, or a folder that holds another packed source.
+      ValueError: a picture that cannot be read, or a folder that cannot be written or holds
+        another packed source. Shards that are whole stay; there is no other trace.
     """
     if shard_examples < 1:
-        raise ValueError(f"shard_examples is {shard_examples}; it must be at least 1.")
+        raise Refusal(f"shard_examples is {shard_examples}; it must be at least 1.")
     folder = epath.Path(out).expanduser()
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "source": str(source),
@@ -111,7 +139,7 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
         "shard_examples": shard_examples,
     }
     plan = folder / "plan.json"
-    if plan.exists() and json.loads(plan.read_text()) != about:
+    if plan.exists() and _json(plan) != about:
         raise DataError(f"{folder} holds shards of another source or size; see {plan}.")
     plan.write_text(json.dumps(about))
     starts = range(0, len(source), shard_examples)
@@ -139,50 +167,50 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
                 bar.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            if made and not any(path.exists() for path in paths):
+                with contextlib.suppress(OSError):  # there is nothing to go on with
+                    plan.unlink()
+                    folder.rmdir()
             raise
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps({**about, "shards": entries}, indent=1))
-    partial.rename(folder / MANIFEST)
+    partial.replace(folder / MANIFEST)
 
 
 def verify(out: epath.PathLike) -> list[str]:
-    """Compare every shard with its SHA-256; return a line for each that differs."""
+    """Compare every shard with its SHA-256; return a line for each that differs.
+
+    Raises:
+      ValueError: the folder has no manifest, or a damaged one.
+    """
     folder = epath.Path(out).expanduser()
-    manifest = json.loads((folder / MANIFEST).read_text())
     wrong = []
-    for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        if not path.exists():
-            wrong.append(f"{path} is missing")
-        elif _check_sum(path)["sha256"] != entry["sha256"]:
-            wrong.append(f"{path} differs from its checksum")
+    try:
+        for entry in _json(folder / MANIFEST)["shards"]:
+            path, sum_then = folder / entry["file"], entry["sha256"]
+            if not is_regular(path):
+                wrong.append(f"{shown(path)} is missing")
+            elif _check_sum(path)["sha256"] != sum_then:
+                wrong.append(f"{shown(path)} differs from its checksum")
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / MANIFEST} is damaged: {error!r}; pack again.") from error
     return wrong
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.program
+def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.prepare.pack",
-        description="Pack a data source into ArrayRecord shards for fast random access.",
-    )
-    parser.add_argument("source", help="such as \"folder(root='data/train')\"")
-    parser.add_argument("out", help="folder of the shards")
-    parser.add_argument("--shard-examples", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--verify", action="store_true", help="only check the shards of OUT")
-    options = parser.parse_args(arguments)
     try:
-        if options.verify:
-            wrong = verify(options.out)
+        text, out = cli.arguments(argv, FLAGS, ["SOURCE", "OUT"], __doc__)
+        if _VERIFY.value:
+            wrong = verify(out)
             print("\n".join(wrong) or "every shard is whole")
             return 1 if wrong else 0
-        source = open_source(options.source)
-        pack(source, options.out, options.shard_examples, options.threads)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        pack(open_source(text), out, _SHARD_EXAMPLES.value, _THREADS.value)
+    except OSError as error:
+        raise Refusal(str(error)) from error
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

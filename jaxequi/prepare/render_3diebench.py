@@ -14,7 +14,6 @@ pictures have red and blue swapped, unless `--rgb` is given.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -24,12 +23,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image
 from rich import console, progress
 
-from jaxequi.data.errors import DataError
+from jaxequi import cli
+from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources import scenes
+from jaxequi.data.sources._files import read_file
+from jaxequi.errors import Refusal
 from jaxequi.prepare import models
 from jaxequi.prepare.models import Model
 from jaxequi.prepare.scene import DEVICES, ENGINES, Scene
@@ -39,6 +42,28 @@ from jaxequi.prepare.scene import DEVICES, ENGINES, Scene
 DRAW_ORDER = (3, 4, 5, 6, 0, 1, 2)
 JPEG_QUALITY = 95  # OpenCV's default, with which the released pictures were written
 SETTINGS = "render.json"
+
+FLAGS = flags.FlagValues()
+_MODELS = flags.DEFINE_string(
+    "models", None, "ShapeNetCore.v2, or a folder of .obj, .glb, .ply files.", flag_values=FLAGS
+)
+_EMBEDDED = flags.DEFINE_integer(
+    "embedded", None, "Render so many procedural objects.", flag_values=FLAGS
+)
+_OBJECTS = flags.DEFINE_string(
+    "objects", None, "Of --models: list of objects to render, a .npy file.", flag_values=FLAGS
+)
+_VIEWS = flags.DEFINE_integer("views", 50, "Of each object.", 1, flag_values=FLAGS)
+_IMAGE_SIZE = flags.DEFINE_integer("image-size", 256, "Height and width.", 8, flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the latents.", 0, flag_values=FLAGS)
+_SHARD = flags.DEFINE_string("shard", "0/1", "Part I of N, from 0: I/N.", flag_values=FLAGS)
+_ENGINE = flags.DEFINE_enum("engine", "cycles", ENGINES, "Of Blender.", flag_values=FLAGS)
+_SAMPLES = flags.DEFINE_integer("samples", 100, "Of a pixel, at most.", 1, flag_values=FLAGS)
+_DEVICE = flags.DEFINE_enum("device", "cpu", DEVICES, "Of Cycles.", flag_values=FLAGS)
+_THREADS = flags.DEFINE_integer(
+    "threads", 0, "Of the processor; 0 takes all.", 0, flag_values=FLAGS
+)
+_RGB = flags.DEFINE_bool("rgb", False, "Do not swap red and blue.", flag_values=FLAGS)
 
 
 class Renderer(Protocol):
@@ -73,7 +98,7 @@ def shard_of(objects: Sequence[Model], shard: str) -> list[Model]:
     """
     number, slash, count = shard.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"--shard is {shard!r}; write I/N with I from 0 to N - 1, such as 0/64.")
+        raise Refusal(f"--shard is {shard!r}; write I/N with I from 0 to N - 1, such as 0/64.")
     return list(objects[int(number) :: int(count)])
 
 
@@ -170,7 +195,10 @@ def keep_settings(out: epath.PathLike, settings: dict[str, Any]) -> None:
             raise DataError(f"{file.parent} holds folders, but no {SETTINGS}; take another one.")
         _write(file, json.dumps(settings, indent=1).encode(), f".{os.getpid()}")
         return
-    before = json.loads(file.read_text())
+    try:
+        before = dict(json.loads(read_file(file)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} is damaged ({shown(error)}); take another folder.") from error
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:
         raise DataError(
@@ -180,82 +208,49 @@ def keep_settings(out: epath.PathLike, settings: dict[str, Any]) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.prepare.render_3diebench",
-        description="Render 3DIEBench in its published layout, with Blender.",
-        epilog="The same command goes on where it was stopped, with the same result.",
-    )
-    parser.add_argument("out", help="folder of the data set")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--models", help="ShapeNetCore.v2, or a folder of .obj, .glb, .ply files")
-    source.add_argument("--embedded", type=int, metavar="N", help="N procedural objects")
-    parser.add_argument("--objects", help="of --models: list of objects to render, a .npy file")
-    parser.add_argument("--views", type=int, default=50, help="of each object; 50")
-    parser.add_argument("--image-size", type=int, default=256, help="height and width; 256")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents; 0")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I of N, from 0; 0/1")
-    parser.add_argument("--engine", choices=ENGINES, default="cycles")
-    parser.add_argument("--samples", type=int, default=100, help="of a pixel, at most; 100")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="of Cycles; cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the processor; 0 takes all")
-    parser.add_argument("--rgb", action="store_true", help="do not swap red and blue")
-    return parser
-
-
-def _objects(options: argparse.Namespace) -> list[Model]:
-    limits = {"views": 1, "image_size": 8, "samples": 1, "seed": 0, "threads": 0}
-    for name, least in limits.items():
-        given = getattr(options, name)
-        if given < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {given}; take {least} or more.")
-    if options.models is None:
-        if options.objects:
-            raise ValueError("--objects lists objects of --models; --embedded counts its own.")
-        found = models.embedded(options.embedded, options.seed)
+def _objects() -> list[Model]:
+    if _MODELS.value and _EMBEDDED.value is None:
+        wanted = models.read_list(_OBJECTS.value) if _OBJECTS.value else ()
+        found = models.find(_MODELS.value, wanted)
+    elif _EMBEDDED.value is not None and not _MODELS.value:
+        if _OBJECTS.value:
+            raise Refusal("--objects lists objects of --models; --embedded counts its own.")
+        found = models.embedded(_EMBEDDED.value, _SEED.value)
     else:
-        wanted = models.read_list(options.objects) if options.objects else ()
-        found = models.find(options.models, wanted)
-    return shard_of(found, options.shard)
+        raise Refusal("give --models=DIR or --embedded=N, one of them; --help says more")
+    return shard_of(found, _SHARD.value)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.program
+def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
-    options = _parser().parse_args(arguments)
     try:
-        objects = _objects(options)
+        [out] = cli.arguments(argv, FLAGS, ["OUT"], __doc__)
+        objects = _objects()
         scene = Scene(
-            options.image_size,
-            engine=options.engine,
-            samples=options.samples,
-            device=options.device,
-            threads=options.threads,
+            _IMAGE_SIZE.value,
+            engine=_ENGINE.value,
+            samples=_SAMPLES.value,
+            device=_DEVICE.value,
+            threads=_THREADS.value,
         )
         settings = {
             "blender": scene.version,
-            "seed": options.seed,
-            "image_size": options.image_size,
-            "engine": options.engine,
-            "samples": options.samples,
-            "rgb": options.rgb,
+            "seed": _SEED.value,
+            "image_size": _IMAGE_SIZE.value,
+            "engine": _ENGINE.value,
+            "samples": _SAMPLES.value,
+            "rgb": _RGB.value,
         }
-        keep_settings(options.out, settings)
-        skipped = render(
-            objects,
-            scene,
-            options.out,
-            views=options.views,
-            seed=options.seed,
-            rgb=options.rgb,
-        )
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{len(objects) - len(skipped)} objects are in {options.out}")
+        keep_settings(out, settings)
+        skipped = render(objects, scene, out, views=_VIEWS.value, seed=_SEED.value, rgb=_RGB.value)
+    except OSError as error:
+        raise Refusal(str(error)) from error
+    print(f"{len(objects) - len(skipped)} objects are in {out}")
     if skipped:
         print(f"{len(skipped)} were skipped:", *skipped, sep="\n", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from jaxequi.data import raycast
+from jaxequi.data import decoding, raycast
 from jaxequi.data.errors import DataError
 from jaxequi.data.raycast import Parts
+from jaxequi.errors import Refusal
 from jaxequi.groups import quaternions
 from jaxequi.prepare.models import Model
 
@@ -125,11 +125,10 @@ class Scene:
                 with _quiet():
                     self._bpy.ops.render.render(write_still=True)
             except RuntimeError as error:
-                raise ValueError(f"Blender cannot render: {_reason(error)}") from error
+                raise Refusal(f"Blender cannot render: {_reason(error)}") from error
             if not file.exists():
-                raise ValueError("Blender rendered no picture.")
-            with Image.open(file) as picture:
-                return np.asarray(picture.convert("RGB"))
+                raise Refusal("Blender rendered no picture.")
+            return np.asarray(decoding.decode(file.read_bytes()))
 
     def _set_up_picture(self, image_size: int, threads: int) -> None:
         render = self._scene.render
@@ -164,11 +163,11 @@ class Scene:
         try:
             preferences.compute_device_type = device.upper()
         except TypeError as error:
-            raise ValueError(f"this Blender cannot render on {device}.") from error
+            raise Refusal(f"this Blender cannot render on {device}.") from error
         preferences.refresh_devices()
         found = [each for each in preferences.devices if each.type == device.upper()]
         if not found:
-            raise ValueError(f"Blender finds no {device} device; --device cpu needs none.")
+            raise Refusal(f"Blender finds no {device} device; --device cpu needs none.")
         for each in preferences.devices:
             each.use = each in found
         cycles.device = "GPU"
@@ -400,7 +399,7 @@ def _import_blender() -> Any:
         with contextlib.redirect_stderr(io.StringIO()), _quiet():
             import bpy
     except ImportError as error:
-        raise ValueError(
+        raise Refusal(
             f"Blender is not installed here ({error}): "
             'pip install -e ".[render]" with Python 3.11 or 3.13.'
         ) from error

@@ -6,27 +6,42 @@ generated here, and written by TFDS as ArrayRecord, so that `tfds.data_source` a
 users can read it. Archives are downloaded by TFDS's download manager with its checksums, or taken
 from `--manual-dir` where they lie there already.
 
+NAME is mnist, fashion_mnist, cifar10, cifar100, stl10, oxford_flowers102, patch_camelyon or
+imagenet2012.
+
     python -m jaxequi.prepare.tfds cifar10
     python -m jaxequi.prepare.tfds imagenet2012 --manual-dir /data/tars
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import hashlib
 import io
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image
 
-from jaxequi import names
-from jaxequi.data.errors import DataError
+from jaxequi import cli, names
+from jaxequi.data import decoding
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import open_file, read_file
 from jaxequi.data.sources.arrays import load_idx
+from jaxequi.data.sources.folder import Folder
+from jaxequi.errors import Refusal
 from jaxequi.prepare.archives import gunzip, members
+
+FLAGS = flags.FlagValues()
+_DATA_DIR = flags.DEFINE_string(
+    "data-dir", "", "Where to write; TFDS's default if absent.", flag_values=FLAGS
+)
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual-dir", "", "Where archives lie already.", flag_values=FLAGS
+)
 
 Examples = Iterator[tuple[Any, dict[str, Any]]]
 Fetch = Callable[[str], epath.Path]
@@ -36,7 +51,7 @@ Splits = dict[str, Examples]
 def png(image: np.ndarray) -> bytes:
     """Encode u8[H, W], u8[H, W, 1] or u8[H, W, 3] as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -127,8 +142,8 @@ def oxford_flowers102(builder: Any, fetch: Fetch) -> Splits:
         path.rpartition("/")[2]: content
         for path, content in members(fetch(f"{base}102flowers.tgz"))
     }
-    labels = loadmat(io.BytesIO(fetch(f"{base}imagelabels.mat").read_bytes()))["labels"][0]
-    numbers = loadmat(io.BytesIO(fetch(f"{base}setid.mat").read_bytes()))
+    labels = loadmat(io.BytesIO(read_file(fetch(f"{base}imagelabels.mat"))))["labels"][0]
+    numbers = loadmat(io.BytesIO(read_file(fetch(f"{base}setid.mat"))))
 
     def examples(key: str) -> Examples:
         for number in numbers[key][0]:
@@ -174,65 +189,93 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.t
 FOLDERS = {"train": "train", "validation": "val"}
 
 
-def _as_jpeg(content: bytes) -> bytes:
+def _as_jpeg(content: bytes, where: str) -> bytes:
     """Make RGB JPEGs of the 22 CMYK JPEGs and the PNG among ImageNet's files."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.format == "JPEG" and image.mode in ("RGB", "L"):
-            return content
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
-        return buffer.getvalue()
+    try:
+        with decoding.open_picture(content) as image:
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                return content
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=100, subsampling=0)
+            return buffer.getvalue()
+    except (DataError, OSError) as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-def _imagenet_tar_train(path: epath.Path) -> Examples:
+def _synset(name: str, known: Sequence[str], where: str) -> str:
+    if name not in known:
+        raise DataError(
+            f"{where} holds {name!r}, which is none of the {len(known)} synsets of ImageNet "
+            f"({known[0]}, ...); remove or rename it."
+        )
+    return name
+
+
+def _imagenet_tar_train(path: epath.Path, known: Sequence[str]) -> Examples:
     for inner, content in members(path):
-        wnid = inner.removesuffix(".tar")
-        for file, image in members(io.BytesIO(content), name=f"{path}:{inner}"):
-            yield file, {"file_name": file, "image": _as_jpeg(image), "label": wnid}
+        wnid = _synset(inner.removesuffix(".tar"), known, shown(path))
+        where = f"{shown(path)}:{shown(inner)}"
+        for file, image in members(io.BytesIO(content), name=where):
+            jpeg = _as_jpeg(image, f"{where}:{shown(file)}")
+            yield file, {"file_name": file, "image": jpeg, "label": wnid}
 
 
-def _imagenet_tar_validation(path: epath.Path) -> Examples:
+def _imagenet_tar_validation(path: epath.Path, known: Sequence[str]) -> Examples:
     import tensorflow_datasets as tfds
 
     # In the order of the file names, which are numbered from 1.
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     for file, image in members(path):
-        number = int(file.rpartition("_")[2].removesuffix(".JPEG"))
-        yield file, {"file_name": file, "image": _as_jpeg(image), "label": labels[number - 1]}
+        where = f"{shown(path)}:{shown(file)}"
+        digits = file.rpartition("_")[2].removesuffix(".JPEG")
+        number = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
+        if not 1 <= number <= len(labels):
+            raise DataError(f"{where} is not ILSVRC2012_val_N.JPEG with N from 1 to {len(labels)}.")
+        label = _synset(labels[number - 1], known, where)
+        yield file, {"file_name": file, "image": _as_jpeg(image, where), "label": label}
 
 
-def _imagenet_folders(root: epath.Path) -> Examples:
-    for folder in sorted(root.iterdir()):
-        for file in sorted(folder.iterdir()):
-            image = _as_jpeg(file.read_bytes())
-            yield file.name, {"file_name": file.name, "image": image, "label": folder.name}
+def _imagenet_folders(root: epath.Path, known: Sequence[str]) -> Examples:
+    source = Folder(root)
+    for name in source.class_names:
+        _synset(name, known, shown(root))
+
+    def examples() -> Examples:
+        for path in source.paths:
+            wnid, _, file = path.partition("/")
+            where = f"{shown(root)}/{shown(path)}"
+            jpeg = _as_jpeg(read_file(root / path), where)
+            yield file, {"file_name": file, "image": jpeg, "label": wnid}
+
+    return examples()
 
 
 def imagenet2012(builder: Any, manual_dir: epath.Path | None) -> Splits:
     """Read the two tars, or folders train/<synset> and val/<synset>, of the manual directory.
 
     Raises:
-      DataError: neither is there; the message lists what was looked for, and where.
+      DataError: neither is there; the message lists what was looked for, and where. A folder that
+        is no synset. While they are read: a tar that is none, a picture that is none.
     """
     if manual_dir is None:
         raise DataError(
             "ImageNet is downloaded by hand from https://image-net.org/download-images; name the "
             "directory of the two tars, or of the folders train and val, with --manual-dir."
         )
+    known = builder.info.features["label"].names
     readers = {"train": _imagenet_tar_train, "validation": _imagenet_tar_validation}
-    splits: Splits = {}
-    lost = []
-    for split, reader in readers.items():
-        tar, folder = manual_dir / TARS[split], manual_dir / FOLDERS[split]
-        if tar.exists():
-            splits[split] = reader(tar)
-        elif folder.is_dir():
-            splits[split] = _imagenet_folders(folder)
-        else:
-            lost.append(f"  {split}: neither {tar} nor the folder {folder}")
+    places = {split: (manual_dir / TARS[split], manual_dir / FOLDERS[split]) for split in TARS}
+    lost = [
+        f"  {split}: neither {tar} nor the folder {folder}"
+        for split, (tar, folder) in places.items()
+        if not tar.exists() and not folder.is_dir()
+    ]
     if lost:
         raise DataError("parts of ImageNet are missing:\n" + "\n".join(lost))
-    return splits
+    return {
+        split: readers[split](tar, known) if tar.exists() else _imagenet_folders(folder, known)
+        for split, (tar, folder) in places.items()
+    }
 
 
 # --- the program ------------------------------------------------------------------------------
@@ -258,8 +301,8 @@ def _fetcher(builder: Any, downloads: Any, manual_dir: epath.Path | None) -> Fet
             return epath.Path(downloads.download(url))
         expected = builder.url_infos.get(url)
         if expected is not None:
-            with local.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with open_file(local) as (file, _):
+                found = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
             if found != expected.checksum:
                 raise DataError(
                     f"{local} is not the file that TFDS knows: its SHA-256 is {found}, not "
@@ -270,18 +313,69 @@ def _fetcher(builder: Any, downloads: Any, manual_dir: epath.Path | None) -> Fet
     return fetch
 
 
+def _checked(name: str, split: str, examples: Examples, features: Mapping[str, Any]) -> Examples:
+    """Pass examples on whose labels are classes; all that is wrong with them is a `DataError`."""
+    classes = {key: kind for key, kind in features.items() if hasattr(kind, "num_classes")}
+    try:
+        for key, one in examples:
+            for label, kind in classes.items():
+                given = one[label]
+                if isinstance(given, int) and not -1 <= given < kind.num_classes:
+                    raise DataError(
+                        f"example {key!r} has the {label} {given}; there are {kind.num_classes}, "
+                        "counted from 0."
+                    )
+            yield key, one
+    except DataError as error:
+        raise DataError(f"{name}, {split}: {error}") from error
+    except Exception as error:  # the readers take archives for what their authors publish
+        raise DataError(
+            f"{name}, {split}: an archive is not what its authors publish "
+            f"({type(error).__name__}: {shown(error)}). Fetch it again."
+        ) from error
+
+
+def _innermost(error: BaseException) -> DataError | None:
+    """The refusal of ours that is behind an error of TFDS."""
+    found: DataError | None = None
+    at: BaseException | None = error
+    while at is not None:
+        found = at if found is None and isinstance(at, DataError) else found
+        at = at.__cause__ or at.__context__
+    return found
+
+
+@contextlib.contextmanager
+def _leaving_nothing(place: epath.Path) -> Iterator[None]:
+    """Remove the empty folders that a failing preparation of `place` made.
+
+    TFDS removes half a data set itself. Archives that it fetched are whole, and stay.
+    """
+    root = place.parent.parent
+    folders = [root / "downloads/extracted", root / "downloads/manual", root / "downloads", place]
+    made = [each for each in (*folders, *place.parents) if not each.exists()]
+    try:
+        yield
+    except BaseException:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
+
+
 def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
     """Write a data set as a TFDS directory of ArrayRecords, and return that directory.
 
     Raises:
-      ValueError: an unknown name, a missing package or file, a file with a wrong checksum.
+      ValueError: an unknown name, a missing package or file, a file with a wrong checksum, or with
+        another content than its authors publish. Of the data set nothing is left then.
     """
     if name not in NAMES:
         raise names.unknown("data set", name, NAMES)
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError("this needs tensorflow-datasets: pip install 'jaxequi[tfds]'") from error
+        raise Refusal("this needs tensorflow-datasets: pip install 'jaxequi[tfds]'") from error
     manual = epath.Path(manual_dir).expanduser() if manual_dir else None
     if manual is not None and not manual.is_dir():
         raise DataError(f"--manual-dir {manual} is no directory.")
@@ -291,32 +385,35 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> epath.Path:
 
     def splits(dl_manager: Any) -> Splits:
         if name == "imagenet2012":
-            return imagenet2012(builder, manual)
-        return READERS[name](builder, _fetcher(builder, dl_manager, manual))
+            found = imagenet2012(builder, manual)
+        else:
+            found = READERS[name](builder, _fetcher(builder, dl_manager, manual))
+        features = builder.info.features
+        return {split: _checked(name, split, each, features) for split, each in found.items()}
 
     builder._split_generators = splits
-    builder.download_and_prepare()
-    return epath.Path(builder.data_dir)
+    place = epath.Path(builder.data_dir)
+    with _leaving_nothing(place):
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # TFDS packs ours into its own
+            raise _innermost(error) or DataError(
+                f"{name} cannot be prepared ({type(error).__name__}: {shown(error)})."
+            ) from error
+    return place
 
 
-def main(arguments: list[str] | None = None) -> int:
+@cli.program
+def main(argv: list[str]) -> int:
     """Run the program; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxequi.prepare.tfds",
-        description="Prepare a TFDS data set without TensorFlow.",
-    )
-    parser.add_argument("name", help=", ".join(NAMES))
-    parser.add_argument("--data-dir", default="", help="where to write; TFDS's default if absent")
-    parser.add_argument("--manual-dir", default="", help="where archives lie already")
-    options = parser.parse_args(arguments)
     try:
-        place = prepare(options.name, options.data_dir, options.manual_dir)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.name} is in {place}")
+        [name] = cli.arguments(argv, FLAGS, ["NAME"], __doc__)
+        place = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value)
+    except OSError as error:
+        raise Refusal(str(error)) from error
+    print(f"{name} is in {place}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from jaxequi.errors import Refusal
-
 import base64
 import html
 import pathlib
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from jaxequi.errors import Refusal
 from jaxequi.runs import comparison_figures as figures
 from jaxequi.runs import table
 
@@ -57,9 +56,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         page = out / "index.html"
         page.write_text(_page(table.cells(lines), trends, pictures, folders))
     except OSError as error:
-        raise Refusal(
-            f"{out} cannot be written: {error.strerror}; give another --out"
-        ) from error
+        raise Refusal(f"{out} cannot be written: {error.strerror}; give another --out") from error
     return page
 
 

@@ -16,12 +16,15 @@ from jaxequi import experiment
 from jaxequi.data import transforms
 from jaxequi.evals import _queries, retrieval
 from jaxequi.experiment import cache, trained
-from jaxequi.runs.table import Run
-from jaxequi.types import Source
 from jaxequi.groups import quaternions
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
+from jaxequi.runs.table import Run
+from jaxequi.types import Source
 
-R2 = ("val/online/r2/representation-equi", "val/online/r2/representation")  # the first that a run logs
+R2 = (
+    "val/online/r2/representation-equi",
+    "val/online/r2/representation",
+)  # the first that a run logs
 QUERIES, FOUND = 4, 5
 SWEEP = np.radians(np.arange(-90, 91, 30))
 

@@ -7,8 +7,6 @@ what the run measured itself where there is no evaluation of it.
 
 from __future__ import annotations
 
-from jaxequi.errors import Refusal
-
 import csv
 import dataclasses
 import io
@@ -18,6 +16,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxequi.errors import Refusal
 from jaxequi.train import log
 from jaxequi.train.workdir import CONFIG_FILE
 
@@ -199,7 +198,11 @@ def rows(trained: Sequence[Trained]) -> list[Row]:
     for label, one in zip(labels(trained), trained, strict=True):
         # Of one protocol, evaluations of unequal length are different evaluations.
         sources = [
-            (run.encoder, run.protocol + (f", {n} steps" if (n := run.config["total_steps"]) else ""), run)
+            (
+                run.encoder,
+                run.protocol + (f", {n} steps" if (n := run.config["total_steps"]) else ""),
+                run,
+            )
             for run in one.evaluations
         ]
         for encoder, protocol, run in sources or [(ONLINE, ONLINE, one.run)]:

@@ -19,6 +19,14 @@ from jaxequi.types import PyTree
 Window = list[dict[str, float]]
 
 
+def check(keep: int, best_mode: str) -> None:
+    """Raise `ValueError` unless `Checkpoints` can keep so many, the best by that mode."""
+    if keep < 1:
+        raise Refusal(f"keep_checkpoints={keep}: at least 1 is needed to resume from")
+    if best_mode not in ("max", "min"):
+        raise Refusal(f"best_mode={best_mode!r}: use 'max' or 'min'")
+
+
 class Checkpoints:
     """The checkpoints below one directory.
 
@@ -44,12 +52,9 @@ class Checkpoints:
           best_mode: "max" or "min".
 
         Raises:
-          ValueError: `keep` or `best_mode` out of range.
+          ValueError: see `check`.
         """
-        if keep < 1:
-            raise Refusal(f"keep_checkpoints={keep}: at least 1 is needed to resume from")
-        if best_mode not in ("max", "min"):
-            raise Refusal(f"best_mode={best_mode!r}: use 'max' or 'min'")
+        check(keep, best_mode)
         self.directory = epath.Path(directory)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         options: dict[str, Any] = {}

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxequi.errors import Refusal
-from jaxequi.train import evaluate, log
+from jaxequi.train import checkpoint, evaluate, log
 from jaxequi.train import mesh as meshes
 from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
@@ -50,6 +50,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         before.
     """
     began = time.monotonic()
+    checkpoint.check(job.keep_checkpoints, job.best_mode)
     begun = folders.check(workdir, job.config, job.free_fields)
     start = _latest(job, workdir) if begun else None
     if start is not None and start >= job.total_steps:

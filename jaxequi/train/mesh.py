@@ -83,9 +83,13 @@ def shard_state(mesh: Mesh, shapes: PyTree, rules: Rules = ()) -> PyTree:
     Returns:
       The tree of shardings. Momenta follow their parameters, since their paths end alike.
     """
-    for pattern, rule in rules:
-        if rule not in ("fsdp", "replicate"):
-            raise Refusal(f"sharding rule {rule!r} of {pattern!r}: use 'fsdp' or 'replicate'")
+    for pair in rules:
+        if len(pair) != 2 or pair[1] not in ("fsdp", "replicate"):
+            raise Refusal(f"sharding rule {pair!r}: write (pattern, 'fsdp') or (.., 'replicate')")
+        try:
+            re.compile(pair[0])
+        except (re.error, TypeError) as error:
+            raise Refusal(f"sharding rule {pair!r}: its pattern is no regex, {error}") from error
 
     def place(path, leaf) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

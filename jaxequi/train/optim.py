@@ -264,7 +264,8 @@ def _scaled(scales: Sequence[tuple[str, float]]) -> optax.GradientTransformation
         scaled = jax.tree_util.tree_map_with_path(one, updates)
         for pattern, _ in scales:
             if pattern not in used:
-                raise Refusal(_matches_none(f"optimizer.scales: {pattern!r}", updates))
+                what = f"optimizer.scales: {pattern!r}, after the patterns before it,"
+                raise Refusal(_matches_none(what, updates))
         return scaled
 
     return optax.stateless(scale)

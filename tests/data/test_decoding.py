@@ -2,12 +2,14 @@
 
 import io
 import pathlib
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from jaxequi.data import decoding
+from jaxequi.data.errors import DataError
 
 FILES = pathlib.Path(__file__).parent / "files"
 NAMES = sorted(f.name for f in FILES.iterdir() if f.suffix in (".jpg", ".png", ".JPEG"))
@@ -77,3 +79,70 @@ def test_large_jpegs_are_equal_too(decoder):
         small.resize((333, 251)).save(buffer, "JPEG", quality=80, subsampling=subsampling)
         expected = np.asarray(Image.open(buffer).convert("RGB"))
         np.testing.assert_array_equal(decoding.decode(buffer.getvalue()), expected)
+
+
+FORMATS = {"JPEG": {}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}}
+FORMATS |= {"WEBP": {"lossless": True}, "PPM": {}}
+
+
+def encoded(name, size=(13, 9), **more):
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, name, **FORMATS[name], **more)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow says before what it then refuses
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_a_picture_is_an_error_whatever_pillow_was_told(decoder, monkeypatch, name):
+    data = encoded(name)
+    assert decoding.decode(data).size == (13, 9)
+    for kept in (len(data) // 2, len(data) * 9 // 10):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with pytest.raises(DataError, match=r"cannot decode \d+ bytes .* whole\."):
+            decoding.decode(data[:kept])
+
+
+def test_a_flipped_bit_in_a_png_is_found():
+    data = encoded("PNG", size=(5, 4))
+    rng = np.random.default_rng(0)
+    for at in range(len(data) - 12):  # the last twelve say that this is the end
+        spoilt = bytearray(data)
+        spoilt[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(DataError, match=r"cannot decode|claims"):
+            decoding.decode(bytes(spoilt))
+
+
+def test_no_other_program_is_started(monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n%%EOF\n"
+    with pytest.raises(DataError, match=r"cannot decode .*%!PS-Ado.*Pictures are JPEG, PNG"):
+        decoding.decode(eps)
+    assert not started
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow says before what it then refuses
+@pytest.mark.parametrize("side", [12_000, 40_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    """Few bytes of a bitmap that claims 144 million pixels, or more than Pillow itself takes."""
+    data = bytearray(encoded("BMP"))
+    data[18:26] = struct.pack("<ii", side, side)
+    with pytest.raises(DataError, match=r"header claims|exceeds limit"):
+        decoding.decode(bytes(data))
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(DataError, match="claims 0 x 9 pixels"):
+        decoding.check_size(0, 9)
+    with pytest.raises(DataError):
+        decoding.decode(b"P6 0 9 255\n")
+    with pytest.raises(DataError):
+        decoding.decode(np.zeros((0, 9, 3), np.uint8))
+
+
+def test_a_jpeg_of_endless_scans_is_refused(decoder):
+    data = encoded("JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match="more than 100 scans"):
+        decoding.decode(data[:last] + data[last:-2] * 101 + data[-2:])

@@ -138,6 +138,63 @@ def test_a_data_set_of_broken_examples_does_not_hang(toy):
         read(toy(broken=range(40)), on_error="skip", views=1)
 
 
+def long(source, *, batch_size=8, stop=200, **more):
+    rows = functools.partial(order.epochs, 5, batch_size=batch_size, n=len(source))
+    transform = transforms.make(["decode"])
+    return loader.batches(
+        source, transform, rows, seed=5, start=0, stop=stop, on_error="skip", **more
+    )
+
+
+def until_refused(batches):
+    """Return how many batches came, and what the error said."""
+    given = 0
+    try:
+        for _ in batches:
+            given += 1
+    except ValueError as error:
+        return given, str(error)
+    raise AssertionError("it was never refused")
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_more_than_a_tenth_of_the_last_thousand_is_too_much(toy, threads):
+    """A fifth of 200 examples: the 17th of them ends it, wherever threads have read to."""
+    with long(toy(200, broken=range(0, 200, 5)), threads=threads) as batches:
+        given, error = until_refused(batches)
+    rows = [order.epochs(5, step, batch_size=8, n=200) for step in range(50)]
+    bad = np.cumsum([(np.asarray(some) % 5 == 0).sum() for some in rows])
+    assert given == np.argmax(bad > loader.TOLERATED)
+    assert f"{bad[given]} of {8 * (given + 1)} examples of the toy set cannot be read" in error
+    assert error.count("example ") == 3
+
+
+def test_a_twentieth_is_skipped_for_ever(toy):
+    with long(toy(200, broken=range(0, 200, 20))) as batches:
+        assert sum(int((~batch["mask"]).sum()) for batch in batches) == 80
+
+
+def test_a_disk_that_goes_away_is_noticed_after_a_long_good_time(toy):
+    source = toy(40)
+    with long(source, threads=0, stop=500) as batches:
+        for _ in range(400):
+            next(batches)
+        source.broken = set(range(0, 40, 4))
+        given, error = until_refused(batches)
+    assert "of 1000 examples of the toy set" in error
+    assert 40 <= given <= 55  # a quarter of 8 a batch, until there are over 100
+
+
+def test_more_than_half_of_a_batch_is_not_replaced(toy):
+    source = toy(200, broken=range(0, 200, 3))
+    source.broken |= set(range(0, 200, 2))
+    with (
+        long(source, batch_size=40, threads=0) as batches,
+        pytest.raises(ValueError, match=r"21 of 40 examples of the toy set .* more than 50%"),
+    ):
+        list(batches)
+
+
 def test_reading_ahead_is_bounded(toy):
     source = toy()
     rows = functools.partial(order.epochs, 0, batch_size=8, n=40)

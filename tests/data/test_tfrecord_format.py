@@ -84,6 +84,26 @@ def test_a_wrong_payload_is_found(tmp_path):
         tfrecord_file.read(file, 12, 10, check=True)
 
 
+def test_a_place_that_is_no_record_is_found(tmp_path):
+    tfrecord_file.write(tmp_path / "r", [b"ten bytes!", b"more"])
+    with (tmp_path / "r").open("rb") as file:
+        assert tfrecord_file.is_header(file, 12, 10)
+        assert not tfrecord_file.is_header(file, 12, 9)
+        for offset, length in ((12, 9), (13, 10), (12, 26)):
+            with pytest.raises(ValueError, match=f"no record of {length} bytes begins at"):
+                tfrecord_file.read(file, offset, length, check=True)
+        with pytest.raises(ValueError, match="claims 4294967296 bytes"):
+            tfrecord_file.read(file, 12, 1 << 32, check=True)
+
+
+def test_a_length_beyond_any_file_is_named(tmp_path):
+    head = tfrecord_file.LENGTH.pack(2**64 - 1)
+    crc = tfrecord_file.FOOTER.pack(crc32c.masked(head))
+    (tmp_path / "r").write_bytes(head + crc + b"data")
+    with pytest.raises(ValueError, match="record 0 at byte 0 is cut off"):
+        tfrecord_file.scan(tmp_path / "r")
+
+
 def test_examples_round_trip():
     features = {
         "image": b"\x00\xff" * 100,
@@ -116,10 +136,46 @@ def test_examples_equal_those_of_protobuf():
 LATENT = np.array([1.5, 2.5], np.float32)
 
 
-@pytest.mark.parametrize("data", [b"\x0a\xff\x01", b"\x0b", b"\xff" * 12, b"\x0a\x02\x0a\x09"])
+def nested(value, field):
+    """An Example with one feature `x`, whose list of kind `field` has this content."""
+
+    def wrap(number, content):
+        return example._number(number << 3 | 2) + example._number(len(content)) + content
+
+    return wrap(1, wrap(1, wrap(1, b"x") + wrap(2, wrap(field, value))))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x0a\xff\x01",
+        b"\x0b",
+        b"\xff" * 12,
+        b"\x0a\x02\x0a\x09",
+        b"\x80" * (1 << 20) + b"\x01",
+        nested(b"\x0a\x03abc", 2),
+        nested(b"\x08\xff", 3),
+    ],
+    ids=["length", "type", "number", "nested", "a megabyte of number", "float", "integer"],
+)
 def test_other_bytes_are_no_example(data):
     with pytest.raises(ValueError, match="no Example message"):
         example.parse(data)
+
+
+def test_a_number_of_ten_bytes_keeps_64_bits():
+    parsed = example.parse(nested(b"\x08" + b"\xff" * 9 + b"\x7f", 3))
+    assert parsed["x"].tolist() == [-1]
+
+
+def test_one_picture_and_one_integer_are_asked_for():
+    found = example.parse(example.build({"image": [b"a", b"b"], "label": LATENT, "one": b"x"}))
+    assert example.picture(found, "one") == b"x"
+    with pytest.raises(ValueError, match="image has 2 values of bytes, not one string of bytes"):
+        example.picture(found, "image")
+    for name in ("label", "one", "none"):
+        with pytest.raises(ValueError, match=rf"{name} has \d values of .*, not one integer"):
+            example.integer(found, name)
 
 
 def test_random_bytes_never_escape_as_another_error():

@@ -30,6 +30,14 @@ def test_resize_to_the_shorter_side(picture, rng):
     assert run("resize((15, 10))", picture, rng)[0].shape == (15, 10, 3)
 
 
+def test_no_view_takes_more_memory_than_a_picture_may(rng):
+    with pytest.raises(ValueError, match="a view claims 100000 x 100000 pixels"):
+        transforms.make(["decode|random_resized_crop(100000)"])
+    thin = np.zeros((1, 60_000, 3), np.uint8)
+    with pytest.raises(ValueError, match="60000 x 1 pixels, resized, claims 13440000 x 224"):
+        run("resize(224)|center_crop(224)", thin, rng)
+
+
 def test_resize_antialiases():
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::2] = 255

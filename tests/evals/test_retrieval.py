@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxequi.errors import Refusal
 from jaxequi.evals import _queries, prediction, retrieval
 from jaxequi.groups import quaternions
+from jaxequi.groups import relation as relations
+from jaxequi.types import Predictor, Relation
 
 
 @jax.tree_util.Partial
@@ -47,8 +50,7 @@ def mixing(width, seed=0):
 def test_a_perfect_predictor_finds_every_view():
     views = ideal(6, 10)
     assert (retrieval.ranks(turned, views) == 1).all()
-    metrics = prediction.evaluate({"val": views}, turned, modes=["val-val"])
-    assert metrics["val-val/pre"] < 1e-6
+    assert prediction.errors({"val": views}, turned, modes=["val-val"])["val-val"] < 1e-6
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -130,8 +132,8 @@ def test_collapsed_embeddings_score_as_a_guess(name, normalise):
     small = {key: array[:40] for key, array in views.items()}
     small["latent"] = np.array(small["latent"])
     small["latent"][0, 0, :3] = 0  # upright: always to find the first candidate would score 0.45
-    pre = prediction.evaluate({"val": small}, mixing(8), modes=["val-val"], normalise=normalise)
-    assert pre["val-val/pre"] == pytest.approx(0.627, abs=0.01)
+    pre = prediction.errors({"val": small}, mixing(8), modes=["val-val"], normalise=normalise)
+    assert pre["val-val"] == pytest.approx(0.627, abs=0.01)
 
 
 def test_part_of_a_tie_is_its_mean_rank():
@@ -193,11 +195,11 @@ def test_scores():
 
 
 def test_chance():
-    views = noisy(400, 50, 8)
-    metrics = retrieval.evaluate({"val": views}, mixing(8))
-    assert metrics["val-val/mrr"] == pytest.approx(np.mean(1 / np.arange(1, 51)), abs=0.005)
-    metrics = prediction.evaluate({"val": views}, mixing(8), modes=["val-val"])
-    assert metrics["val-val/pre"] == pytest.approx(0.627, abs=0.01)
+    views = noisy(100, 50, 8)
+    scores = retrieval.scores(retrieval.ranks(mixing(8), views))
+    assert scores["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 51)), abs=0.005)
+    errors = prediction.errors({"val": views}, mixing(8), modes=["val-val"])
+    assert errors["val-val"] == pytest.approx(0.627, abs=0.01)
 
 
 def test_what_does_not_fit_is_told():
@@ -209,9 +211,70 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(ValueError, match="2 columns"):
         retrieval.ranks(turned, views | {"latent": views["latent"][..., :2]})
     with pytest.raises(ValueError, match=r"val-al.*val-all"):
-        prediction.evaluate({"val": views}, mixing(4), modes=["val-al"])
+        prediction.errors({"val": views}, mixing(4), modes=["val-al"])
     with pytest.raises(ValueError, match="needs the set 'train'"):
-        prediction.evaluate({"val": views}, mixing(4), modes=["val-all"])
+        prediction.errors({"val": views}, mixing(4), modes=["val-all"])
     bad = views | {"embedding": np.where(views["embedding"] > 1, np.nan, views["embedding"])}
     with pytest.raises(ValueError, match="not finite"):
         prediction.nearest(mixing(4), views, [bad])
+    lost = jax.tree_util.Partial(lambda h, z: h * np.float32(np.inf))
+    with jax.debug_nans(False):
+        with pytest.raises(ValueError, match="a prediction is not finite"):
+            prediction.nearest(lost, views, [views])
+        assert (retrieval.ranks(lost, views) == 5).all()  # the last of five
+
+
+def rendered(objects, views, seed=0):
+    """What a set gives an evaluation of a predictor: embeddings and latents of all its views."""
+    found = noisy(objects, views, 4, seed)
+    return {"predictable": found["embedding"], "latent": found["latent"]}
+
+
+def test_a_predictors_own_relation_is_asked_from_view_0():
+    """A relation of one number, an angle in the plane; each view is at its own."""
+    between = Relation(
+        ("a",), lambda batch: (batch["latent"][:, 1] - batch["latent"][:, 0])[:, -1:]
+    )
+
+    def turn(e, z):
+        c, s = jnp.cos(z[:, 0]), jnp.sin(z[:, 0])
+        return jnp.stack([c * e[:, 0] - s * e[:, 1], s * e[:, 0] + c * e[:, 1]], axis=-1)
+
+    predictor = Predictor(jax.tree_util.Partial(turn), between)
+    latent = np.random.default_rng(0).uniform(-1, 1, (5, 8, 7))
+    embedding = np.stack([np.cos(latent[..., -1]), np.sin(latent[..., -1])], axis=-1)
+    given = {"val": {"predictable": embedding.astype(np.float32), "latent": latent}}
+    assert retrieval.evaluate(given, predictor)["mrr"] == 1
+    backwards = predictor._replace(predict=jax.tree_util.Partial(lambda e, z: turn(e, -z)))
+    assert retrieval.evaluate(given, backwards)["mrr"] < 0.8
+    views = _queries.views(given["val"], between)
+    np.testing.assert_allclose(
+        views["relation"][..., 0], latent[..., -1] - latent[:, :1, -1], rtol=1e-6, atol=1e-7
+    )
+
+
+def test_evaluations_are_the_scores_of_their_sets():
+    sets = {"train": rendered(4, 6, 1), "val": rendered(7, 6, 2)}
+    predictor = Predictor(mixing(4), relations.relation("rotation"))
+    assert retrieval.reads() == prediction.reads() == ("predictable", "latent")
+    views = {name: _queries.views(one, predictor.relation) for name, one in sets.items()}
+    for normalise in (True, False):
+        found = retrieval.evaluate({"val": sets["val"]}, predictor, normalise=normalise)
+        ranks = retrieval.ranks(predictor.predict, views["val"], normalise=normalise)
+        assert found == retrieval.scores(ranks)
+        found = prediction.evaluate(sets, predictor, normalise=normalise)
+        errors = prediction.errors(views, predictor.predict, normalise=normalise)
+        assert found == {f"pre/{mode}": value for mode, value in errors.items()}
+    without = retrieval.evaluate({"val": sets["val"]}, predictor, source=False)
+    assert without == retrieval.scores(
+        retrieval.ranks(predictor.predict, views["val"], source=False)
+    )
+    # The relation of a view to itself is no turn, and of the same pose for both sets' tables.
+    np.testing.assert_allclose(views["val"]["relation"][:, 0], [[0, 0, 0, 1]] * 7, atol=1e-6)
+    pose = quaternions.from_euler_xyz(sets["val"]["latent"][..., :3])
+    np.testing.assert_allclose(
+        views["val"]["relation"], quaternions.relative(pose[:, :1], pose), atol=1e-6
+    )
+    prediction.check([4, 7], modes=["val-all"])
+    with pytest.raises(Refusal, match=r"unknown mode 'val-al'.*val-all"):
+        prediction.check([4, 7], modes=["val-al"])

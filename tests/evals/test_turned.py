@@ -17,11 +17,11 @@ def test_unseen_counts_the_upright_images_too():
     logits[1, 1:, 0] = 9
     labels = np.array([1, 2])
     assert accuracies(logits, labels).tolist() == [1, 0.5, 0.5, 0, 0, 0, 0, 0]
-    scores = evaluate({"turned_logits": logits, "label": labels})
+    scores = evaluate({"val": {"turned_logits": logits, "label": labels}})
     assert scores.pop("cross_entropy") == pytest.approx(np.log1p(2 * np.exp(-9)))
     assert scores == {"accuracy/seen": 1.0, "accuracy/unseen": 3 / 8, "accuracy/circle": 0.25}
 
 
 def test_refuses_uneven_angles():
     with pytest.raises(ValueError, match="not 6"):
-        evaluate({"turned_logits": np.zeros((1, 6, 2)), "label": np.zeros(1, int)})
+        evaluate({"val": {"turned_logits": np.zeros((1, 6, 2)), "label": np.zeros(1, int)}})

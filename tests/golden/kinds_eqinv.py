@@ -36,6 +36,9 @@ def mixup(case: Case):
         close(value, case[f"out/{name}"], rtol=1e-5, name=name)
         key = "grad/logits" + name.removeprefix("loss").replace("plain", "_plain")
         close(gradient, case[key], rtol=1e-4, atol_of_max=1e-5, name=key)
+        if name == "loss":
+            of_weight = gradient.T @ mixed.reshape(len(mixed), -1)
+            close(of_weight, case["grad/weight"], rtol=1e-4, atol_of_max=1e-5, name="weight")
 
 
 KINDS = {"mixup": mixup}

@@ -14,13 +14,13 @@ import kinds_gcnn_data
 import numpy as np
 import optax
 from case import Case, close
+from jaxequi.interop.tables import gconv_networks
 
 from jaxequi.evals import turned as turned_logits
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.groups.rotation import rotate
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import gconv_networks
 from jaxequi.methods import supervised
 from jaxequi.methods.supervised import Classifier
 from jaxequi.models.gresnet import GResNet
@@ -154,7 +154,10 @@ def pooling(case: Case):
 
 def batch_norm(case: Case):
     group = cyclic(4) if case["in/x"].shape[2] == 4 else dihedral(4)
-    norm = BatchNorm(field_size=group.order)
+    meta = case.meta
+    norm = BatchNorm(
+        field_size=group.order, epsilon=meta.get("eps", 1e-5), momentum=meta.get("momentum", 0.1)
+    )
     params = {"scale": case["param/weight"], "bias": case["param/bias"]}
     stats = {"mean": case["param/running_mean"], "var": case["param/running_var"]}
     x, tolerance = jnp.asarray(maps(case["in/x"], group)), {"rtol": 1e-4, "atol": 1e-5}
@@ -185,7 +188,8 @@ def backbone_of(case: Case, state):
     """The network of a state dict, told by its names and shapes, and the table of its names."""
     fc = state["fc.weight"].shape[1]
     if "net.0.weight" in state:
-        net = OneGConv(cyclic(4), fc)
+        names = {"kernel": "kernel_size", "stride": "strides", "padding": "padding"}
+        net = OneGConv(cyclic(4), fc, **{ours: case.meta[name] for name, ours in names.items()})
         return net, gconv_networks.table(net)
     if "conv7.weight" in state:
         group = cyclic(4) if state["conv1.weight"].ndim == 5 else cyclic(1)
@@ -302,14 +306,20 @@ def equivariance_error(case: Case):
         close(summed, expected, rtol=1e-3, atol=2e-5, name=f"E_d at {size}")
         # what the reference's script prints is that, divided by the batch once more
         close(summed / len(x), case[f"out/eq_err_script{size}"], rtol=1e-3, atol=2e-5)
-        if f"out/fm{size}_depth2" in case:
-            single = errors.absolute[2, 1:]
-            close(single, case[f"out/eq_err{size}_depth2_per_rotation"], rtol=1e-3, atol=2e-5)
-            recorder = layers.recorder(classify, x.shape, depths[2].__eq__)
+        for key in case.under("out"):
+            if not (found := re.fullmatch(rf"fm{size}_depth(\d+)", key)):
+                continue
+            depth = int(found[1])
+            single = errors.absolute[depth, 1:]
+            name = f"out/eq_err{size}_depth{depth}_per_rotation"
+            close(single, case[name], rtol=1e-3, atol=2e-5)
+            recorder = layers.recorder(classify, x.shape, depths[depth].__eq__)
             fm = np.asarray(recorder.run(jnp.asarray(x))[0])
-            close(to_maps(fm, group), case[f"out/fm{size}_depth2"], rtol=1e-3, atol=2e-5)
-            moved = to_maps(planar.act_on_field(group, 1, fm), group)
-            close(moved, case[f"out/rotated_fm{size}_depth2_r1"], rtol=1e-3, atol=2e-5)
+            close(to_maps(fm, group), case[f"out/{key}"], rtol=1e-3, atol=2e-5)
+            for turn in range(1, group.order):
+                if (name := f"out/rotated_{key}_r{turn}") in case:
+                    moved = to_maps(planar.act_on_field(group, turn, fm), group)
+                    close(moved, case[name], rtol=1e-3, atol=2e-5)
 
 
 def rotated_evaluation(case: Case):
@@ -330,7 +340,7 @@ def rotated_evaluation(case: Case):
         turned.append(logits)
         labels.append(y)
     scores = turned_logits.evaluate(
-        {"turned_logits": np.concatenate(turned), "label": np.concatenate(labels)}
+        {"val": {"turned_logits": np.concatenate(turned), "label": np.concatenate(labels)}}
     )
     close(scores["accuracy/seen"], case["out/acc_seen"], rtol=1e-6, name="seen")
     close(scores["accuracy/unseen"], case["out/acc_unseen"], rtol=1e-6, name="unseen")
@@ -393,16 +403,20 @@ def rotmnist_training(case: Case):
         if i == 0:
             close(jax.nn.log_softmax(logits), case["out/logp0"], rtol=1e-3, atol=1e-4)
             gradients = mapping.to_torch({"params": gradient}, names)
+            # a bias before a norm has none: what is stored is the rounding of the largest ones
+            largest = max(np.abs(g).max() for g in case.under("grad").values())
             for name, expected in case.under("grad").items():
-                close(gradients[name], expected, rtol=1e-3, atol=1e-5, name=f"gradient of {name}")
+                atol = 1e-5 * max(1, largest if re.search(r"conv\d\.bias", name) else 1)
+                close(gradients[name], expected, rtol=1e-3, atol=atol, name=f"gradient of {name}")
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     final = mapping.to_torch({"params": params, **stats}, names)
     for name, expected in case.under("out").items():
         if name.startswith("final.") and not name.endswith("tracked"):
-            # the gradient of a bias before a norm is rounding, which Adam amplifies
+            # the gradient of a bias before a norm is rounding, which Adam makes steps of the
+            # learning rate; two thirds of all steps are the stored cases' 0.02
             loose = re.search(r"conv\d\.bias|running_mean", name)
-            atol = 2e-2 if loose else 2e-4
+            atol = 2 / 3 * steps * case.meta["lr"] if loose else 2e-4
             close(final[name.removeprefix("final.")], expected, rtol=1e-2, atol=atol, name=name)
 
 
@@ -441,21 +455,34 @@ def one_cycle(case: Case):
 
 
 def schedules(case: Case):
+    number = r"[\d.]+"
     with jax.enable_x64(True):
-        epochs, length = case["out/imagenet_lr"].shape
-        n, drops = epochs * length, (30 / 90, 60 / 90, 80 / 90)
-        rate = optim.make_schedule("drops", 0.1, n, 5 * length, drops)
+        meta, (epochs, length) = case.meta["imagenet"], case["out/imagenet_lr"].shape
+        n, drops = epochs * length, tuple(e / epochs for e in (30, 60, 80) if e < epochs)
+        rate = optim.make_schedule("drops", meta["base_lr"], n, 5 * length, drops)
         found = np.reshape([rate(t) for t in range(n)], (epochs, length))
         close(found, case["out/imagenet_lr"], rtol=1e-7, name="ImageNet")
-        rate = optim.make_schedule("drops", 0.01, 50, 0, (0.2, 0.4, 0.6, 0.8), 0.5)
-        close([rate(t) for t in range(50)], case["out/rotmnist_steplr"], rtol=1e-7, name="RotMNIST")
-        drops = tuple(e / 30 for e in (8, 16, 20, 24, 26, 28))
-        rate = optim.make_schedule("drops", 0.001, 30, 0, drops, 0.75)
-        close([rate(t) for t in range(30)], case["out/pcam_multistep"], rtol=1e-7, name="PCAM")
+
+        expected = case["out/rotmnist_steplr"]
+        pattern = rf"lr ({number}) StepLR\((\d+),\s*({number})\)"
+        lr, every, factor = map(float, re.search(pattern, case.meta["rotmnist"]).groups())
+        n = len(expected)
+        drops = tuple(e / n for e in np.arange(every, n, every))
+        rate = optim.make_schedule("drops", lr, n, 0, drops, factor)
+        close([rate(t) for t in range(n)], expected, rtol=1e-7, name="RotMNIST")
+
+        expected = case["out/pcam_multistep"]
+        pattern = rf"lr ({number}) MultiStepLR \[([\d,\s]+)\] gamma ({number})"
+        lr, at, factor = re.search(pattern, case.meta["pcam"]).groups()
+        n = len(expected)
+        drops = tuple(int(e) / n for e in at.split(",") if int(e) < n)
+        rate = optim.make_schedule("drops", float(lr), n, 0, drops, float(factor))
+        close([rate(t) for t in range(n)], expected, rtol=1e-7, name="PCAM")
     logits, labels = jnp.asarray(case["in/logits"]), jnp.asarray(case["in/target"])
-    for k in (1, 5):
-        share = classification.top_k(logits, labels, k)
-        close(100 * share, case[f"out/prec{k}"][0], rtol=1e-6, name=f"top {k}")
+    for name, expected in case.under("out").items():
+        if name.startswith("prec"):
+            share = classification.top_k(logits, labels, int(name.removeprefix("prec")))
+            close(100 * share, expected[0], rtol=1e-6, name=name)
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Reproductions of `golden/sie`: objectives, heads, probe, optimiser steps and data of SIE."""
+"""Reproductions of `golden/sie`: objectives, heads, optimiser steps and data of SIE."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
-from jaxequi.methods._relation import Relation
-from kinds_sie_evaluations import EVALUATIONS
+from kinds_sie_evaluations import EVALUATIONS, predictor_of
 from kinds_sie_networks import NETWORKS
 
 from jaxequi import augment, names
 from jaxequi.data import decoding
 from jaxequi.data.sources import threedie
 from jaxequi.evals import online
-from jaxequi.groups import quaternions
+from jaxequi.groups import quaternions, relation
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import sie as table
-from jaxequi.methods import _relation, with_probe
+from jaxequi.interop.formats import sie as table
+from jaxequi.methods import with_online_heads
 from jaxequi.nn import heads
 from jaxequi.objectives import classification, collapse, contrastive, regression
 from jaxequi.train import optim
 from jaxequi.train.state import TrainState
 from jaxequi.train.step import make_train_step
-from jaxequi.types import Method, Output
+from jaxequi.types import Method, Output, Relation
 
 TENSOR = {"rtol": 1e-4, "atol_of_max": 1e-5}
 SCALAR = {"rtol": 2e-5}
@@ -81,7 +80,7 @@ def given(columns: int) -> Relation:
 
 
 def build(case: Case, backbone: nn.Module, columns: int) -> Method:
-    """The method of ours that is a class of theirs, with its arguments; and its probe."""
+    """The method of ours that is a class of theirs, with its arguments; and its heads."""
     args = case.meta["args"]
     upstream = args.get("cls") or case.meta["upstream"].split("models.py:")[1].split()[0]
     vicreg = {
@@ -91,16 +90,7 @@ def build(case: Case, backbone: nn.Module, columns: int) -> Method:
         "batch_size": args["batch_size"],
     }
     ntxent = {"name": "ntxent", "temperature": args["simclr_temp"]}
-    predictor = {
-        "name": "hypernetwork",
-        "hidden": args["predictor"],
-        "deep": args["hypernetwork"] == "deep",
-        "bias": args["bias_hypernet"],
-        "predicted_bias": args["bias_pred"],
-        "relu": args["predictor_relu"],
-    }
-    if args["predictor_type"] == "mlp":
-        predictor = {"name": "mlp", "layers": args["tf_num_layers"]}
+    predictor = predictor_of(args)
     equivariant = {"predictor": predictor, "relation": given(columns)}
     factor = {"equivariance_factor": args["equi_factor"]}
     alone = {"name": "vicreg", "vary_prediction": True, **vicreg}
@@ -127,7 +117,18 @@ def build(case: Case, backbone: nn.Module, columns: int) -> Method:
         arguments["equivariance_factor"] = 1.0  # this class leaves the factor out
     method = names.find("methods", name)(backbone=backbone, projector=args["mlp"], **arguments)
     classes = len(case["param/evaluator.classifier_repr.bias"])
-    return with_probe(method, num_classes=classes, relation=given(4))
+    return with_heads(method, classes)
+
+
+def with_heads(method: Method, classes: int) -> Method:
+    """The heads that learn beside each of their methods."""
+    return with_online_heads(
+        method,
+        num_classes=classes,
+        features=("representation", "embedding"),
+        relation=given(4),
+        whole_parts=True,
+    )
 
 
 def pairs(case: Case, x: str, y: str, labels: str = "in/labels") -> dict:
@@ -182,7 +183,9 @@ def close_scores(metrics, stats: dict) -> None:
         # R2 is 1 minus a quotient near 1: it cannot be known better than that quotient's spacing
         # of 1.2e-7 in f32, which is more than 2e-5 of an R2 near 0.
         spacing = {"atol": 2.4e-7} if score == "R2" else {}
-        close(metrics[f"probe/{SCORES[score]}/{feature}"], expected, **SCALAR, **spacing, name=name)
+        close(
+            metrics[f"online/{SCORES[score]}/{feature}"], expected, **SCALAR, **spacing, name=name
+        )
 
 
 def objective(case: Case) -> None:
@@ -201,7 +204,7 @@ def objective(case: Case) -> None:
 
     (total, output), (of_params, of_views) = gradients(params, batch["views"])
     close(output.metrics["loss"], case["out/loss"], **SCALAR, name="loss")
-    close(output.metrics["probe/loss"], case["out/loss_eval"], **SCALAR, name="loss_eval")
+    close(output.metrics["online/loss"], case["out/loss_eval"], **SCALAR, name="loss_eval")
     close(total, case["out/loss"] + case["out/loss_eval"], **SCALAR, name="sum of both")
     close_stats(output.metrics, case.under("out/stats"))
     close_scores(output.metrics, case.under("out/stats_eval"))
@@ -230,7 +233,7 @@ def distributed(case: Case) -> None:
 
     (_, output), of_params = gradients(params, jax.device_put(batch, split))
     close(output.metrics["loss"], case["out/single/loss"], **SCALAR, name="loss")
-    close(output.metrics["probe/loss"], case["out/single/loss_eval"], **SCALAR, name="loss_eval")
+    close(output.metrics["online/loss"], case["out/single/loss_eval"], **SCALAR, name="loss_eval")
     close_stats(output.metrics, case.under("out/single/stats"))
     of_ranks = [case[f"out/rank{rank}/loss"] for rank in range(case.meta["world"])]
     close(output.metrics["loss"], np.mean(of_ranks), **SCALAR, name="mean loss of the ranks")
@@ -252,7 +255,11 @@ def train_steps(case: Case) -> None:
         total_steps=case.meta["steps"],
     )
     step = make_train_step(
-        method, optimizer, lambda key, batch: batch, total_steps=3, steps_per_epoch=1
+        method,
+        optimizer,
+        lambda key, batch: batch,
+        total_steps=case.meta["steps"],
+        steps_per_epoch=1,
     )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -265,17 +272,31 @@ def train_steps(case: Case) -> None:
     for t in range(case.meta["steps"]):
         state, metrics = step(state, {name: value[t] for name, value in batch.items()})
         close(metrics["loss"], case["out/loss"][t], rtol=1e-5, name=f"loss of step {t}")
-        close(metrics["probe/loss"], case["out/loss_eval"][t], rtol=1e-5, name=f"probe {t}")
+        close(metrics["online/loss"], case["out/loss_eval"][t], rtol=1e-5, name=f"heads {t}")
     after = mapping.to_torch({"params": state.params, **state.extra}, table.TABLE)
-    for name, expected in case.under("out/param_after").items():
+    stored = case.under("out/param_after")
+    for name, expected in stored.items():
         if not name.endswith("num_batches_tracked"):
-            close(after[name], expected, rtol=0, atol=2e-5, name=name)
+            atol = 2e-5 if args["weight_decay"] > 1e-4 else max(2e-5, drift(name, stored, case))
+            close(after[name], expected, rtol=0, atol=atol, name=name)
+
+
+def drift(name: str, state: dict, case: Case) -> float:
+    """How far rounding may carry a bias that a norm takes away again, and that norm's mean.
+
+    Its gradient is rounding, and where no weight decay outweighs it Adam makes a whole step of it.
+    """
+    module, _, kind = name.rpartition(".")
+    top, _, place = module.rpartition(".")
+    behind = f"{top}.{int(place) + 1}" if place.isdigit() else ""
+    free = (kind == "bias" and f"{behind}.running_mean" in state) or kind == "running_mean"
+    return 2 * case.meta["optim"]["lr"] * case.meta["steps"] if free else 0.0
 
 
 def to_ours(state: dict, template, top: str):
     """Carry over the state of one module, which stands at `top` in a whole model."""
     state = {f"{top}.{name}": value for name, value in state.items()}
-    ours = {"evaluator": "probe"}.get(top, top)
+    ours = {"evaluator": "online"}.get(top, top)
     template = {kind: {ours: tree} for kind, tree in template.items()}
     tree = mapping.from_torch(state, template, table.TABLE)
     return {kind: tree[kind][ours] for kind in tree}
@@ -283,7 +304,7 @@ def to_ours(state: dict, template, top: str):
 
 def to_theirs(variables, top: str) -> dict:
     """The inverse of `to_ours`."""
-    ours = {"evaluator": "probe"}.get(top, top)
+    ours = {"evaluator": "online"}.get(top, top)
     tree = {kind: {ours: part} for kind, part in variables.items()}
     state = mapping.to_torch(tree, table.TABLE)
     return {name.removeprefix(f"{top}."): value for name, value in state.items()}
@@ -358,7 +379,7 @@ def projector(case: Case) -> None:
 
 
 def evaluator(case: Case) -> None:
-    """A probe on a method that only hands features on."""
+    """Heads on a method that only hands features on."""
     meta = case.meta
     features = {
         name: np.stack([case[f"in/{short}_view{view}"] for view in (1, 2)], axis=1)
@@ -374,13 +395,13 @@ def evaluator(case: Case) -> None:
         },
     )
     angles = case["in/angles"]
-    method = with_probe(method, num_classes=meta["num_classes"], relation=given(4))
-    batch = {"label": case["in/labels"].astype(np.int32), "z": angles}
+    method = with_heads(method, meta["num_classes"])
+    batch = {"views": angles[:, None], "label": case["in/labels"].astype(np.int32), "z": angles}
     template = jax.eval_shape(method.init, jax.random.key(0), batch)[0]
-    params = to_ours(case.under("param"), {"params": template["probe"]}, "evaluator")["params"]
+    params = to_ours(case.under("param"), {"params": template["online"]}, "evaluator")["params"]
 
     def loss(params):
-        return method.loss({"probe": params}, {}, batch, jax.random.key(0), PROGRESS)
+        return method.loss({"online": params}, {}, batch, jax.random.key(0), PROGRESS)
 
     (total, output), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     close(total, case["out/loss"], **SCALAR, name="loss")
@@ -389,21 +410,22 @@ def evaluator(case: Case) -> None:
     for name, expected in case.under("grad/param").items():
         close(ours[name], expected, **TENSOR, name=f"gradient of {name}")
 
-    outputs = method.encode({"probe": params}, {}, None)["probe"]
+    outputs = method.encode({"online": params}, {}, None)["online"]
     heads_of_theirs = case.under("out/head")
     assert len(outputs) == len(heads_of_theirs)
     for name, output in outputs.items():
         kind, feature = name.split("/")
         kind = {"logits": "label"}.get(kind, kind)
-        theirs = heads_of_theirs[table.rename(f"probe/{kind}_{feature}").split(".")[1]]
+        theirs = heads_of_theirs[table.rename(f"online/{kind}_{feature}").split(".")[1]]
         if kind == "label":  # theirs are all of view 1, then all of view 2
             output = jnp.concatenate([output[:, 0], output[:, 1]])
         close(output, theirs, **TENSOR, name=name)
 
-    whole = online.evaluate(
-        {"probe": outputs, "label": batch["label"], "latent": latents_of(angles)}
+    val = {"online": outputs, "label": batch["label"], "latent": latents_of(angles)}
+    whole = online.evaluate({"val": val}, relation="rotation")
+    close_scores(
+        {f"online/{name}": value for name, value in whole.items()}, case.under("out/stats")
     )
-    close_scores({f"probe/{name}": value for name, value in whole.items()}, case.under("out/stats"))
 
 
 def metrics(case: Case) -> None:
@@ -469,13 +491,20 @@ def dataset(case: Case) -> None:
         )
         np.testing.assert_array_equal(views, case["in/views"])
         records = source.read(case["in/index"], views)
-        pictured = {row for row in range(len(latents)) if f"in/jpeg_{row}_0" in case}
-        pictures = {row: source.read([row], np.array([[0, 1]]))[0]["image"] for row in pictured}
+        pictured = {
+            row: [v for v in range(source.num_views) if f"in/jpeg_{row}_{v}" in case]
+            for row in range(len(latents))
+        }
+        pictures = {
+            row: source.read([row], np.array([views]))[0]["image"]
+            for row, views in pictured.items()
+            if views
+        }
 
     assert [record["label"] for record in records] == case["out/labels"].tolist()
     latent = np.stack([record["latent"] for record in records])
     for cls, name in (("", "rotation"), ("All", "all"), ("RotColor", "rotation+color")):
-        z = _relation.relation(name).between({"latent": jnp.asarray(latent)})
+        z = relation.relation(name).between({"latent": jnp.asarray(latent)})
         angles = quaternions.relative_pose(latent[:, 0], latent[:, 1], form="euler")
         expected = case.under(f"out/Dataset3DIEBench{cls}")
         close(z, expected["quat"], rtol=0, atol=2e-6, name=f"{name} quat")
@@ -486,8 +515,8 @@ def dataset(case: Case) -> None:
     normalised = augment.make([normalise])
     for row, pair in pictures.items():
         decoded = np.stack([decoding.decode(picture) for picture in pair])
-        for view in (0, 1):
-            np.testing.assert_array_equal(decoded[view], case[f"in/rgb_{row}_{view}"])
+        for picture, view in zip(decoded, pictured[row]):
+            np.testing.assert_array_equal(picture, case[f"in/rgb_{row}_{view}"])
         seen = normalised(jax.random.key(0), {"views": decoded[None]})["views"][0]
         expected = case[f"out/image_pair_{row}"]
         close(np.moveaxis(seen, -1, 1), expected, rtol=0, atol=2e-6, name=f"pair {row}")

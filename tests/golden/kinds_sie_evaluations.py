@@ -12,16 +12,15 @@ from flax import traverse_util
 from configs import sie as sie_config
 from jaxequi.evals import heads, prediction, retrieval
 from jaxequi.groups import quaternions
-from jaxequi.interop import import_torch, mapping
-from jaxequi.interop.tables import sie as sie_table
-from jaxequi.methods import _frozen
+from jaxequi.interop import mapping, networks
+from jaxequi.interop.formats import sie as sie_table
+from jaxequi.methods import linear
 from jaxequi.nn.heads import Hypernetwork
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.train import optim
 from jaxequi.train.state import initialise
 from jaxequi.train.step import make_train_step
-
-VIEWS = 50
+from jaxequi.types import OWN
 
 
 def retrieval_metrics(case: Case):
@@ -29,13 +28,13 @@ def retrieval_metrics(case: Case):
     predict = jax.tree_util.Partial(
         Hypernetwork().apply, {"params": {"hypernetwork_0": {"kernel": weight.T}}}
     )
-    sets = {}
+    sets, count = {}, case.meta["views"]
     for name in ("train", "val"):
         embedding, latent = case[f"in/embeddings_{name}"], case[f"in/latents_{name}"]
-        latent = latent.reshape(-1, VIEWS, latent.shape[-1])
+        latent = latent.reshape(-1, count, latent.shape[-1])
         pose = quaternions.from_euler_xyz(latent[..., :3])  # here the latents stay float64
         sets[name] = {
-            "embedding": embedding.reshape(-1, VIEWS, embedding.shape[-1]),
+            "embedding": embedding.reshape(-1, count, embedding.shape[-1]),
             "latent": latent,
             "relation": quaternions.relative(pose[:, :1], pose).astype(np.float32),
         }
@@ -43,23 +42,25 @@ def retrieval_metrics(case: Case):
         found = retrieval.ranks(predict, sets["val"], normalise=normalise)
         expected = case[f"out/{folder}/MRR/val-val/ranks"]
         np.testing.assert_array_equal(found.reshape(-1), expected)
-        metrics = retrieval.evaluate(sets, predict, normalise=normalise)
-        metrics |= prediction.evaluate(sets, predict, normalise=normalise)
-        ours = {"MRR": "mrr", "PRE": "pre"} | {f"H@{k}": f"hit@{k}" for k in (1, 2, 5, 10)}
-        for mode in ("train-train", "val-val", "val-all"):
+        errors = prediction.errors(sets, predict, normalise=normalise)
+        for mode in prediction.MODES:
+            asked = sets[mode.partition("-")[0]]
+            scores = retrieval.scores(retrieval.ranks(predict, asked, normalise=normalise))
+            scores["pre"] = errors[mode]
             for theirs, value in case.under(f"out/{folder}/{mode}").items():
-                close(metrics[f"{mode}/{ours[theirs]}"], value, rtol=0, atol=1e-5, name=theirs)
-        everything = [sets[name]["embedding"].reshape(-1, 12) for name in ("train", "val")]
-        at = prediction.nearest(predict, sets["val"], everything, normalise=normalise).reshape(-1)
-        latents = [sets[name]["latent"].reshape(-1, 7) for name in ("train", "val")]
-        dots = prediction.agreement(latents[1], np.concatenate(latents)[at])
+                ours = {"MRR": "mrr", "PRE": "pre"}.get(theirs, theirs.replace("H@", "hit@"))
+                close(scores[ours], value, rtol=0, atol=1e-5, name=f"{mode} {theirs}")
+        both = [sets[name] for name in ("train", "val")]
+        at, _ = prediction.nearest(predict, sets["val"], both, normalise=normalise)
+        train, val = (quaternions.from_euler_xyz(s["latent"][..., :3]).reshape(-1, 4) for s in both)
+        dots = np.sum(val * np.concatenate([train, val])[at.reshape(-1)], axis=-1)
         close(dots, case[f"out/{folder}/PRE/val-all/dots"], rtol=0, atol=1e-6, name="dots")
 
 
 class StandIn(nn.Module):
     """The backbone of the evaluation cases: Linear without bias, BatchNorm, ReLU."""
 
-    features: int = 512
+    features: int
 
     @nn.compact
     def __call__(self, x, train):
@@ -69,17 +70,20 @@ class StandIn(nn.Module):
 
 def evaluation(case: Case):
     meta, x, param = case.meta, jnp.asarray(case["in/x"]).swapaxes(1, 2), case.under("param")
-    steps, size, width = meta["steps"], x.shape[1], StandIn.features
-    name = {"classification": "classification", "color": "color"}.get(meta["case"].split("_")[1])
+    steps, size, width = meta["steps"], x.shape[1], len(param["backbone.0.weight"])
+    layers = sorted({k.rpartition(".")[0] for k in param if k.startswith("head")})
+    script = meta["upstream"].partition(".py")[0]
+    name = {"eval_classification": "classification", "eval_color_prediction": "color"}.get(script)
     name = name or {"quat": "rotation", "euler": "euler"}[meta["target"]]
     part = "all" if meta["equi_dims"] == width else "equivariant"
     part = "invariant" if meta["inv_part"] else part
-    known = _frozen.task(name, 55)
+    known = linear.task(name, len(param[f"{layers[-1]}.bias"]))
     target = jnp.asarray(case["in/target"])
+    kind = "linear" if len(layers) == 1 else "deep"
     # the case has the targets themselves: one batch a step, by its number
     stored = known._replace(target=lambda batch: target[batch["index"][0]])
-    head = _frozen.head(name, part, "linear", width, meta["equi_dims"])
-    method = _frozen.make([head], {name: stored}, StandIn())
+    head = linear.head(name, part, kind, width, meta["equi_dims"])
+    method = linear.of_heads([head], {name: stored}, StandIn(width), drift=True)
     optimizer = optim.make(
         "adam",
         learning_rate=meta["lr"],
@@ -95,20 +99,29 @@ def evaluation(case: Case):
     table = mapping.by_module(lambda path: {"linear": "0", "norm": "1"}[path])
     drawn = initialise(method, optimizer, jax.random.key(0), batches[0])
     backbone = {k.removeprefix("backbone."): v for k, v in param.items() if "backbone" in k}
-    backbone = mapping.from_torch(backbone, drawn.extra["backbone"], table)
-    weights = {"kernel": param["head.weight"].T, "bias": param["head.bias"]}
-    params = {head.name: {"linear_0": weights}}
+    backbone = mapping.from_torch(backbone, drawn.extra[OWN]["backbone"], table)
+    params = {
+        head.name: {
+            f"linear_{i}": {"kernel": param[f"{k}.weight"].T, "bias": param[f"{k}.bias"]}
+            for i, k in enumerate(layers)
+        }
+    }
     state = drawn.replace(
-        params=params, extra={"backbone": backbone}, opt_state=optimizer.init(params)
+        params=params, extra={OWN: {"backbone": backbone}}, opt_state=optimizer.init(params)
     )
 
     def gradient(params, extra, batch):
         return jax.grad(method.loss, has_aux=True)(params, extra, batch, None, None)[0]
 
-    first = gradient(state.params, state.extra, batches[0])[head.name]["linear_0"]
     tolerance = {"rtol": 1e-4, "atol_of_max": 1e-4}
-    close(first["kernel"].T, case["grad/param/head.weight"], **tolerance, name="gradient")
-    close(first["bias"], case["grad/param/head.bias"], **tolerance, name="gradient of bias")
+
+    def close_heads(tree, prefix):
+        for i, k in enumerate(layers):
+            ours = tree[head.name][f"linear_{i}"]
+            close(ours["kernel"].T, case[f"{prefix}/{k}.weight"], **tolerance, name=f"{prefix} {k}")
+            close(ours["bias"], case[f"{prefix}/{k}.bias"], **tolerance, name=f"{prefix} {k}")
+
+    close_heads(gradient(state.params, state.extra, batches[0]), "grad/param")
     losses, measured = [], []
     step = jax.jit(step)
     keys = [f"r2/{head.name}"] if known.columns else [f"top1/{head.name}", f"top5/{head.name}"]
@@ -119,23 +132,35 @@ def evaluation(case: Case):
     close(losses, case["out/train_loss"], **tolerance, name="loss")
     expected = case["out/train_metric"].reshape(steps, -1)
     close(measured, expected, rtol=1e-4, atol=1e-4, name="metric")
-    after = mapping.to_torch(state.extra["backbone"], table)
+    after = mapping.to_torch(state.extra[OWN]["backbone"], table)
     for key, value in case.under("out/param_after").items():
         if key.startswith("backbone") and not key.endswith("num_batches_tracked"):
             close(after[key.removeprefix("backbone.")], value, **tolerance, name=key)
-    weights = state.params[head.name]["linear_0"]
-    close(weights["kernel"].T, case["out/param_after/head.weight"], **tolerance, name="head")
-    close(weights["bias"], case["out/param_after/head.bias"], **tolerance, name="head's bias")
+    close_heads(state.params, "out/param_after")
 
     outputs = method.encode(state.params, state.extra, batches[-1]["views"])["heads"]
     output = np.asarray(outputs[head.name])
     close(output.reshape(size, -1), case["out/val_output"], **tolerance, name="validation")
     scored = known._replace(target=lambda features: np.asarray(target[-1]))
-    scores = heads.evaluate({"heads": {head.name: output}}, {name: scored})
+    scores = heads.evaluate({"val": {"heads": {head.name: output}}}, {name: scored})
     for ours in ("r2", "mse", "top1", "top5"):
         if f"out/val_{ours}" in case:
             theirs = np.ravel(case[f"out/val_{ours}"])[0]
             close(scores[f"{ours}/{head.name}"], theirs, rtol=1e-4, atol=1e-4, name=ours)
+
+
+def predictor_of(args):
+    """The predictor of ours that their arguments ask for."""
+    if args["predictor_type"] == "mlp":
+        return {"name": "mlp", "layers": args["tf_num_layers"]}
+    return {
+        "name": "hypernetwork",
+        "hidden": args["predictor"],
+        "deep": args["hypernetwork"] == "deep",
+        "bias": args["bias_hypernet"],
+        "predicted_bias": args["bias_pred"],
+        "relu": args["predictor_relu"],
+    }
 
 
 VARIANTS = {  # their class -> the variant of configs/sie.py
@@ -157,12 +182,18 @@ VARIANTS = {  # their class -> the variant of configs/sie.py
 
 
 def checkpoint_manifest(case: Case):
-    manifest = case.meta["manifest"]
+    manifest, args = case.meta["manifest"], case.meta["args"]
     [backbone] = (v for k, v in manifest.items() if k.startswith("backbone"))
     backbone = backbone.get("state", backbone)
     classes = [name for name in manifest if not name.startswith("backbone")]
     for name, total in zip(classes, case["out/total_params"], strict=True):
-        shapes = import_torch.shapes(sie_config.get_config(f"{VARIANTS[name]},paper"), 55)
+        config = sie_config.get_config(f"{VARIANTS[name]},paper")
+        config.backbone.architecture = args["arch"]
+        sie_config._sizes(config, args["equi"], args["mlp"])
+        if "predictor" in config.method:
+            config.method.predictor = predictor_of(args)
+        config.online.whole_parts = True
+        shapes = networks.shapes(config, case.meta["num_classes"])
         found = {}
         for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
             key, layout = sie_table.TABLE(path)

@@ -11,7 +11,7 @@ import numpy as np
 from case import Case, close
 
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import resnet as table
+from jaxequi.interop.formats.sie import BACKBONE
 from jaxequi.models import resnet
 
 _NAMES = {"bottleneck": "resnet50", "splitpathways": "resnet_18_splitpathways"}
@@ -38,11 +38,11 @@ def _resnet(case: Case) -> None:
     x = jnp.asarray(case["in/x"].transpose(0, 2, 3, 1))
     model = _network(case)
     start = jax.jit(lambda key: model.init(key, x, train=False))(jax.random.key(0))
-    at_init = mapping.to_torch(start, table.TABLE)
+    at_init = mapping.to_torch(start, BACKBONE)
     for name, (mean, std) in case.meta.get("last_bn_scale_at_init", {}).items():
         close([at_init[name].mean(), at_init[name].std()], [mean, std], rtol=0, name=name)
 
-    variables = mapping.from_torch(case.under("param"), start, table.TABLE)
+    variables = mapping.from_torch(case.under("param"), start, BACKBONE)
     weight = jnp.asarray(case["in/w"])
 
     @jax.jit
@@ -71,12 +71,12 @@ def _resnet(case: Case) -> None:
             close(outputs[name], expected, **tolerance, name=name)
     close(np.transpose(dx, (0, 3, 1, 2)), case["grad/x"], **tolerance, name="grad/x")
 
-    grads = mapping.to_torch({"params": grads}, table.TABLE)
+    grads = mapping.to_torch({"params": grads}, BACKBONE)
     for name, expected in case.under("grad/param").items():
         close(grads[name], expected, **tolerance, name=f"grad/param/{name}")
 
     after = {"params": variables["params"], "batch_stats": new["batch_stats"]}
-    buffers = mapping.to_torch(after, table.TABLE)
+    buffers = mapping.to_torch(after, BACKBONE)
     for name, expected in case.under("out/buffer_after").items():
         if not name.endswith("num_batches_tracked"):
             close(buffers[name], expected, **tolerance, name=name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jaxequi.groups.planar import cyclic
 from jaxequi.interop import mapping
-from jaxequi.interop.tables import resnet
+from jaxequi.interop.formats import gresnet, pcam, sie, torchvision
+from jaxequi.models.gresnet import GResNet
 
 TABLE = mapping.by_module(lambda module: module.replace("/", "."))
 
@@ -75,9 +77,75 @@ def test_a_leaf_without_a_rule_is_named():
         mapping.to_torch({"params": {"token": np.zeros(3)}}, TABLE)
 
 
-def test_resnet_names():
-    assert resnet.TABLE("params/bn1/scale")[0] == "bn1.weight"
-    assert (
-        resnet.TABLE("batch_stats/backbone/layer2_10/shortcut_bn/mean")[0]
-        == "backbone.layer2.10.downsample.1.running_mean"
-    )
+def test_a_layout_that_does_not_fit_is_in_the_difference():
+    ours = variables()
+    state = mapping.to_torch(ours, TABLE)
+    table = mapping.by_module(lambda module: module.replace("/", "."))
+    state["head.weight"] = state["head.weight"][0]
+    with pytest.raises(ValueError) as error:
+        mapping.from_torch(state, ours, table)
+    assert str(error.value).splitlines()[1:] == [
+        "- head.weight (for params/head/kernel (4, 6))",
+        "+ head.weight (4,) (that cannot be laid out so)",
+    ]
+
+
+def test_ignored_names_need_no_place_and_are_told():
+    ours = variables()
+    state = mapping.to_torch(ours, TABLE)
+    state["queue"] = state["queue_ptr"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"\+ queue \(3,\)\n\+ queue_ptr"):
+        mapping.from_torch(state, ours, TABLE)
+    ignored = {**mapping.COUNTERS, "queue": "filled anew"}
+    np.testing.assert_equal(mapping.from_torch(state, ours, TABLE, ignored), ours)
+    counters, queue = mapping.passed_over(state, ignored)
+    assert counters.startswith("1 such as stem.bn.num_batches_tracked: torch's BatchNorm")
+    assert queue == "2 such as queue: filled anew"
+
+
+def test_what_is_named_and_missing_is_not_ignored():
+    ours = variables()
+    state = mapping.to_torch(ours, TABLE)
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"- head.bias"):
+        mapping.from_torch(state, ours, TABLE, {"head": "a pattern over all of the head"})
+
+
+GROUPS = GResNet(cyclic(1), (1,), (1,))
+STAGES = {  # table -> what it calls block 10 of stage 11
+    "sie": (sie.TABLE, "backbone.layer11.10"),
+    "torchvision": (torchvision.TABLE, "layer11.10"),
+    "groups": (gresnet.table(GROUPS), "layers.10.10"),
+    "groups, PCAM": (pcam.table(GROUPS), "layer11.10"),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_and_blocks_of_two_digits(name):
+    table, block = STAGES[name]
+    random = np.random.default_rng(0)
+    shape = (3, 3, 1, 1, 1) if "groups" in name else (3, 3, 1, 1)
+    blocks = {
+        f"layer{stage}_{block}": {
+            "conv1": {"kernel": random.normal(size=shape)},
+            "shortcut_bn": {"scale": random.normal(size=1)},
+        }
+        for stage in range(1, 13)
+        for block in range(12)
+    }
+    ours = {"params": {"backbone": blocks}}
+    state = mapping.to_torch(ours, table)
+    assert len(state) == 2 * 12 * 12
+    kernel = blocks["layer11_10"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(state[f"{block}.conv1.weight"].ravel(), kernel.ravel())
+    scale = blocks["layer11_10"]["shortcut_bn"]["scale"]
+    np.testing.assert_array_equal(state[f"{block}.downsample.1.weight"], scale)
+    np.testing.assert_equal(mapping.from_torch(state, ours, table), ours)
+
+
+def test_layers_of_two_digits_in_heads():
+    names = [sie.rename(f"projector_inv/linear_{i}") for i in (0, 1, 10, 11)]
+    assert names == [f"projector_inv.{place}" for place in (0, 3, 30, 33)]
+    assert sie.rename("projector/norm_10") == "projector.31"
+    assert sie.rename("predictor/mlp/linear_10") == "predictor.pred.20"
+    assert sie.rename("predictor/hypernetwork_10") == "predictor.hypernet.net.20"

@@ -1,4 +1,4 @@
-"""One battery for all methods that train a backbone from pairs of views, and for their probes."""
+"""One battery for all methods that train a backbone from pairs of views, and for online heads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from jaxequi import names
-from jaxequi.methods import with_probe
+from jaxequi.groups import relation as relations
+from jaxequi.methods import with_online_heads
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.train import mesh as meshes
-from jaxequi.types import Progress
+from jaxequi.types import Progress, collections
 
 BATCH, SIZE, FEATURES, CLASSES = 16, 6, 8, 5
 NTXENT, VICREG = {"name": "ntxent"}, {"name": "vicreg"}
@@ -27,6 +28,10 @@ METHODS = {
     "equimod": ("equimod", {"objective": VICREG, "equivariance_factor": 0.5}),
     "equimod_ntxent": ("equimod", {"objective": NTXENT, "relation": "all"}),
     "augself": ("augself", {"objective": NTXENT}),
+}
+ELSEWHERE = {
+    "linear": "it trains no backbone: tests/methods/test_linear.py",
+    "supervised": "it has one view and no embedding: tests/methods/test_supervised.py",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 PROGRESS = Progress(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
@@ -60,9 +65,14 @@ def a_batch(size=BATCH, seed=0):
 
 @functools.cache
 def method_of(name, kind="float32"):
-    """A method of the battery; of kind "bfloat16", or "probed"."""
-    if kind == "probed":
-        return with_probe(method_of(name), num_classes=CLASSES)
+    """A method of the battery; of kind "bfloat16", or "online", with heads beside it."""
+    if kind == "online":
+        return with_online_heads(
+            method_of(name),
+            num_classes=CLASSES,
+            features=("representation", "embedding"),
+            relation="rotation",
+        )
     return make(name, dtype=jnp.dtype(kind))
 
 
@@ -85,19 +95,32 @@ def stepped(name):
     return method, params, extra, gradient(name)(params, extra, a_batch())
 
 
+def test_every_file_is_in_the_battery_or_covered_elsewhere():
+    files = {file for file, _ in METHODS.values()}
+    assert files | set(ELSEWHERE) == set(names.choices("methods"))
+    assert not files & set(ELSEWHERE)
+
+
 @every_method
 def test_loss_features_and_state(name):
     method, params, extra, ((loss, output), grads) = stepped(name)
     assert loss.dtype == jnp.float32
     assert np.isfinite(loss)
     assert all(np.isfinite(value) and value.shape == () for value in output.metrics.values())
-    widths = {feature: sum(parts) for feature, parts in method.parts.items()}
-    assert set(widths) == {"representation", "embedding"}
-    for feature, width in widths.items():
-        assert output.features[feature].shape == (BATCH, 2, width)
-        assert output.features[feature].dtype == jnp.float32
+    features = {name: feature.shape for name, feature in output.features.items()}
+    assert features["representation"] == (BATCH, 2, FEATURES)
+    assert features["embedding"][:2] == (BATCH, 2)
+    assert set(method.parts) <= set(features)
+    for feature, (inv, equi) in method.parts.items():
+        assert features[feature][-1] == inv + equi
+    assert all(feature.dtype == jnp.float32 for feature in output.features.values())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, grads)))
+    # Of any dtype, but the same after every step: a queue has a pointer, a table may be of bits.
     assert jax.tree.structure(output.extra) == jax.tree.structure(extra)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, grads, extra)))
+    for before, after in zip(jax.tree.leaves(extra), jax.tree.leaves(output.extra)):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    # What is not the method's own can be handed to flax.
+    assert set(collections(extra)) <= {"batch_stats"}
 
 
 @every_method
@@ -142,8 +165,10 @@ def test_encode_sees_each_view_alone_and_changes_nothing(name):
     views = jnp.asarray(a_batch()["views"])
     encode = jax.jit(method.encode)
     both = encode(params, extra, views)
-    for feature, parts in method.parts.items():
-        assert both[feature].shape == (BATCH, 2, sum(parts))
+    assert {"representation", "embedding"} <= set(both)
+    assert ("predictable" in both) == (method.predict is not None)
+    for feature in both:
+        assert both[feature].shape[:2] == (BATCH, 2)
         for view in (0, 1):
             alone = encode(params, extra, views[:4, view : view + 1])[feature]
             np.testing.assert_allclose(alone[:, 0], both[feature][:4, view], atol=1e-6)
@@ -153,7 +178,7 @@ def test_encode_sees_each_view_alone_and_changes_nothing(name):
 def test_predict_is_what_the_loss_compares(name):
     method, params, extra, ((_, output), _) = stepped(name)
     predicts = {"sie", "only_equi", "equimod"} & {METHODS[name][0]}
-    assert (method.predict is not None) == bool(predicts)
+    assert (method.predict is not None) == (method.relation is not None) == bool(predicts)
     if predicts:
         inv, equi = method.parts["embedding"]
         embedding = output.features["embedding"][:, :, inv:]
@@ -166,9 +191,7 @@ def test_predict_is_what_the_loss_compares(name):
 
 
 def relation_of(name):
-    from jaxequi.methods import _relation
-
-    return _relation.relation(METHODS[name][1].get("relation", "rotation"))
+    return relations.relation(METHODS[name][1].get("relation", "rotation"))
 
 
 @every_method
@@ -187,32 +210,41 @@ def test_pairs_draw_together_in_twenty_steps(name):
 
 
 @every_method
-def test_a_probe_leaves_the_method_as_it_was(name):
+def test_online_heads_leave_the_method_as_it_was(name):
     method, params, extra, ((loss, output), grads) = stepped(name)
-    probed = method_of(name, "probed")
+    with_heads = method_of(name, "online")
     batch = a_batch()
-    shapes, _ = jax.eval_shape(probed.init, jax.random.key(1), batch)
-    assert set(shapes) == {*params, "probe"}
+    shapes, _ = jax.eval_shape(with_heads.init, jax.random.key(1), batch)
+    assert set(shapes) == {*params, "online"}
     random = np.random.default_rng(0)
     heads = jax.tree.map(
-        lambda a: random.normal(size=a.shape).astype(np.float32) / 3, shapes["probe"]
+        lambda a: random.normal(size=a.shape).astype(np.float32) / 3, shapes["online"]
     )
-    (total, seen), with_heads = gradient(name, "probed")({**params, "probe": heads}, extra, batch)
+    whole = {**params, "online": heads}
+    (total, seen), found = gradient(name, "online")(whole, extra, batch)
     np.testing.assert_allclose(seen.metrics["loss"], loss, rtol=1e-5)
-    np.testing.assert_allclose(total, loss + seen.metrics["probe/loss"], rtol=1e-5)
+    np.testing.assert_allclose(total, loss + seen.metrics["online/loss"], rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
     for module, tree in grads.items():
-        for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(with_heads[module])):
+        for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(found[module])):
             np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-5 * largest)
     assert set(output.metrics) < set(seen.metrics)
-    heads = {f"label_{f}" for f in ("representation", "embedding")}
-    heads |= {f"relation_{f}" for f in ("representation", "embedding")}
+    asked = {f"label_{f}" for f in ("representation", "embedding")}
+    asked |= {f"relation_{f}" for f in ("representation", "embedding")}
     for feature, (inv, equi) in method.parts.items():
-        heads |= {f"label_{feature}-inv"} if inv else set()
-        heads |= {f"relation_{feature}-equi"} if equi else set()
-    assert set(with_heads["probe"]) == heads
-    for leaf in jax.tree.leaves(with_heads["probe"]):
+        if inv and equi:  # a part that is the whole is asked once
+            asked |= {f"label_{feature}-inv", f"relation_{feature}-equi"}
+    assert set(found["online"]) == asked
+    for leaf in jax.tree.leaves(found["online"]):
         assert np.abs(leaf).max() > 0
+    if method.predict is not None:
+        embedding = output.features["embedding"][:, 0, -method.parts["embedding"][1] :]
+        z = relation_of(name).between({k: jnp.asarray(v) for k, v in batch.items()})
+        np.testing.assert_allclose(
+            with_heads.predict(whole, extra, embedding, z),
+            method.predict(params, extra, embedding, z),
+            rtol=1e-6,
+        )
 
 
 @pytest.mark.parametrize("name", ["sie", "simclr"])

@@ -1,33 +1,46 @@
 """Classes named and targets explained: hand numbers, ties, and the same over a whole set."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxequi.evals import _scores
 from jaxequi.objectives import classification, collapse, regression
 
+kinds = pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 
-def test_cross_entropy_by_hand():
-    logits = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
-    loss = classification.cross_entropy(logits, jnp.array([1, 0]))
+
+@kinds
+def test_cross_entropy_by_hand(kind):
+    logits = kind(np.log(np.float32([[1.0, 3.0], [1.0, 1.0]])))
+    loss = classification.cross_entropy(logits, kind([1, 0]))
     np.testing.assert_allclose(loss, -np.log([3 / 4, 1 / 2]).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("top_k", [classification.top_k, _scores.top_k])
-def test_top_k(top_k):
+@kinds
+def test_logits_of_any_size_have_a_finite_loss(kind):
+    logits = kind(np.float32([[1e30, 0.0], [-1e30, 0.0], [500.0, 0.0]]))
+    loss = classification.cross_entropy(logits, kind([0, 1, 1]))
+    np.testing.assert_allclose(loss, 500 / 3, rtol=1e-6)
+
+
+@kinds
+def test_top_k(kind):
     logits = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1], [0.0, 1.0, 2.0]], np.float32)
     labels = np.array([2, 0, 0])
-    np.testing.assert_allclose([top_k(logits, labels, k) for k in (1, 2, 3)], [1 / 3, 2 / 3, 1])
+    shares = [classification.top_k(kind(logits), kind(labels), k) for k in (1, 2, 3)]
+    np.testing.assert_allclose(shares, [1 / 3, 2 / 3, 1])
 
 
-@pytest.mark.parametrize("top_k", [classification.top_k, _scores.top_k])
-def test_neither_a_constant_guess_nor_a_nan_scores(top_k):
-    labels = np.arange(10)
-    np.testing.assert_allclose(top_k(np.zeros((10, 10), np.float32), labels, 3), 0.3)
+@kinds
+def test_neither_a_constant_guess_nor_a_nan_scores(kind):
+    labels, constant = kind(np.arange(10)), kind(np.zeros((10, 10), np.float32))
+    np.testing.assert_allclose(classification.top_k(constant, labels, 3), 0.3)
     with jax.debug_nans(False):
-        assert top_k(np.full((10, 10), np.nan, np.float32), labels, 3) == 0
+        ruin = kind(np.full((10, 10), np.nan, np.float32))
+        assert classification.top_k(ruin, labels, 3) == 0
 
 
 def test_r2_by_hand():
@@ -51,18 +64,33 @@ def test_a_constant_target_leaves_nothing_to_explain():
     assert regression.r2(jnp.ones((2, 2)), jnp.zeros((2, 2))) == 0
 
 
-def test_scores_of_a_set_are_those_of_a_batch(keys):
+def test_scores_of_a_set_are_those_of_a_batch_in_float64(keys):
     logits, labels = jax.random.normal(next(keys), (30, 7)), jnp.arange(30) % 7
     prediction, target = (jax.random.normal(next(keys), (30, 4)) for _ in range(2))
-    pairs = [
-        (_scores.cross_entropy, classification.cross_entropy, (logits, labels)),
-        (_scores.mean_squared_error, regression.mean_squared_error, (prediction, target)),
-        (_scores.r2, regression.r2, (prediction, target)),
-    ]
-    for ours, theirs, arguments in pairs:
-        np.testing.assert_allclose(ours(*map(np.asarray, arguments)), theirs(*arguments), rtol=1e-5)
-    columns = _scores.r2(np.asarray(prediction), np.asarray(target), axis=0)
-    np.testing.assert_allclose(columns, regression.r2_per_column(prediction, target), rtol=1e-5)
+    for score, arguments in (
+        (classification.cross_entropy, (logits, labels)),
+        (functools.partial(classification.top_k, k=2), (logits, labels)),
+        (regression.mean_squared_error, (prediction, target)),
+        (regression.r2, (prediction, target)),
+        (regression.r2_per_column, (prediction, target)),
+    ):
+        of_batch, of_set = score(*arguments), score(*map(np.asarray, arguments))
+        assert isinstance(of_batch, jax.Array)
+        assert of_batch.dtype == jnp.float32
+        assert not isinstance(of_set, jax.Array)
+        assert of_set.dtype == np.float64
+        np.testing.assert_allclose(of_batch, of_set, rtol=1e-5)
+
+
+def test_a_whole_set_loses_no_digits():
+    """A million of float32 numbers, a tenth each: in float32 their sum would be 100,958."""
+    prediction = np.full((1_000_000, 1), 0.1, np.float32)
+    mean = regression.mean_squared_error(prediction, np.zeros_like(prediction))
+    np.testing.assert_allclose(mean, float(np.float32(0.1)) ** 2, rtol=1e-12)
+    # A mean far from 0: the deviations of a thousandth are all that is to be explained.
+    far = np.float64([[1e6], [1e6 + 1e-3]] * 2)
+    np.testing.assert_allclose(regression.r2(far, far), 1)
+    np.testing.assert_allclose(regression.r2_per_column(far[::-1], far), 1 - 4, rtol=1e-6)
 
 
 def test_correlation_is_the_mean_off_the_diagonal(keys):

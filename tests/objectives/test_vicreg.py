@@ -43,6 +43,23 @@ def test_covariance_is_that_of_numpy_however_it_is_computed(keys, rows, width):
     np.testing.assert_allclose(loss, np.sum(off_diagonal**2) / width, rtol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [16, 40])  # over the Gram matrix where 2 N <= D, and directly
+@pytest.mark.parametrize("scale", [1, 100, 1000, 1e-3])
+def test_covariance_keeps_its_digits_if_one_dimension_varies_more_than_the_rest(rows, scale):
+    a = np.random.default_rng(0).normal(size=(rows, 64))
+    a[:, 5] *= scale
+    a = a.astype(np.float32)
+    centred = a.astype(np.float64) - a.mean(0, dtype=np.float64)
+    c = centred.T @ centred / (rows - 1)
+    np.fill_diagonal(c, 0)
+    expected = np.sum(c**2) / 64
+    # each entry stands twice in the sum, and each of its columns is centred
+    gradient = 4 / 64 / (rows - 1) * centred @ c
+    loss, ours = jax.jit(jax.value_and_grad(vicreg.covariance))(a)
+    np.testing.assert_allclose(loss, expected, rtol=3e-6)
+    np.testing.assert_allclose(ours, gradient, rtol=1e-5, atol=3e-6 * np.abs(gradient).max())
+
+
 def test_regularization_weighs_both_views(keys):
     x, y = (jax.random.normal(next(keys), (6, 4)) / 3 for _ in range(2))
     loss, terms = vicreg.regularization(x, y, 10.0, 3.0, batch_size=9)

@@ -1,5 +1,7 @@
 """Few-shot subsets: the same positions in every class, or a draw for each class."""
 
+import os
+
 import pytest
 
 from jaxequi.prepare import fewshot_subset
@@ -53,5 +55,34 @@ def test_what_cannot_be_is_refused(train, tmp_path, capsys):
         fewshot_subset.subset(train, tmp_path / "out", 10)
     with pytest.raises(ValueError, match="is not empty"):
         fewshot_subset.subset(train, train, 10)
-    assert fewshot_subset.main([str(tmp_path / "none"), str(tmp_path / "out"), "--shots", "1"]) == 2
+    assert (
+        fewshot_subset.main(
+            ["fewshot", str(tmp_path / "none"), str(tmp_path / "out"), "--shots", "1"]
+        )
+        == 2
+    )
     assert "cannot list" in capsys.readouterr().err
+
+
+def test_nothing_is_half_copied(train, tmp_path, monkeypatch):
+    copy = fewshot_subset.shutil.copyfileobj
+    left = [5]
+
+    def fail(file, other):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        copy(file, other)
+
+    monkeypatch.setattr(fewshot_subset.shutil, "copyfileobj", fail)
+    with pytest.raises((ValueError, OSError), match="No space left"):
+        fewshot_subset.subset(train, tmp_path / "out", 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_a_pipe_among_the_pictures_is_named(train, tmp_path):
+    (train / "b" / "07.jpg").unlink()
+    os.mkfifo(train / "b" / "07.jpg")
+    with pytest.raises(ValueError, match=r"07\.jpg is a pipe"):
+        fewshot_subset.subset(train, tmp_path / "out", 10)
+    assert not (tmp_path / "out").exists()

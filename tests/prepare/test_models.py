@@ -1,5 +1,8 @@
 """What there is to render: ShapeNet trees, folders of meshes, lists that choose among them."""
 
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -39,6 +42,30 @@ def test_a_folder_of_meshes(tmp_path):
     (tmp_path / "chair" / "one.ply").touch()
     with pytest.raises(ValueError, match=r"one\.obj and .*one\.ply would both be chair/one"):
         models.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("pipe.obj", os.mkfifo, r"pipe\.obj is a pipe"),
+        ("up", lambda path: path.symlink_to(".."), "up is the folder .* once more"),
+        ("two\nlines.obj", pathlib.Path.touch, r"two.nlines\.obj' has a name that is no printable"),
+    ],
+)
+def test_what_is_no_mesh_is_refused(tmp_path, name, make, words):
+    (tmp_path / "chair").mkdir()
+    (tmp_path / "chair" / "one.obj").touch()
+    make(tmp_path / "chair" / name)
+    with pytest.raises(ValueError, match=words):
+        models.find(tmp_path)
+
+
+def test_a_pipe_in_a_shapenet_tree_is_refused(shapenet):
+    file = shapenet / "02691156/a" / models.SHAPENET_FILE
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=r"model_normalized\.obj is no regular file"):
+        models.find(shapenet)
 
 
 def test_embedded_objects_are_those_of_scenes():

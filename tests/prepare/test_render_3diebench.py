@@ -136,6 +136,10 @@ def test_one_folder_holds_one_way_of_rendering(tmp_path):
     keep_settings(tmp_path / "new", {"seed": 0, "samples": 100})
     with pytest.raises(ValueError, match="was rendered with samples 100, not 4;"):
         keep_settings(tmp_path / "new", {"seed": 0, "samples": 4})
+    for content in ("[1]", "{", "[" * 10**5, "\udcff"):
+        (tmp_path / "new" / "render.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ValueError, match=r"render\.json is damaged"):
+            keep_settings(tmp_path / "new", {"seed": 0, "samples": 100})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "02691156").mkdir()
     with pytest.raises(ValueError, match=r"no render\.json"):
@@ -146,9 +150,14 @@ def test_one_folder_holds_one_way_of_rendering(tmp_path):
     ("arguments", "message"),
     [
         (["--models", "/none"], "there is no folder /none"),
-        (["--embedded", "2", "--views", "0"], "--views is 0; take 1 or more"),
-        (["--embedded", "2", "--threads", "-1"], "--threads is -1; take 0 or more"),
+        (["--embedded", "2", "--views", "0"], "flag --views=0: "),
+        (["--embedded", "2", "--threads", "-1"], "flag --threads=-1: "),
         (["--embedded", "2", "--shard", "2/2"], "--shard is '2/2'"),
+        (["--embedded", "2", "--models", "."], "give --models=DIR or --embedded=N, one of them"),
+        ([], "give --models=DIR or --embedded=N, one of them"),
+        (["--embedded", "2", "--engine", "povray"], "flag --engine=povray: "),
+        (["--embedded", "2", "again"], "give OUT, not 2 arguments"),
+        (["--embedded", "2", "--sead", "1"], "Unknown command line flag 'sead'"),
         (["--embedded", "2", "--objects", "x.npy"], "lists objects of --models"),
         (["--models", ".", "--objects", "/none/x.npy"], "cannot read /none/x.npy"),
         (["--embedded", "2"], "Blender is not installed"),
@@ -158,7 +167,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
     monkeypatch.setitem(sys.modules, "bpy", None)
-    assert render_3diebench.main([str(tmp_path / "out"), *arguments]) == 2
+    assert render_3diebench.main(["render", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import pathlib
+import re
 import sys
 import tarfile
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxequi.data import decoding
+from jaxequi.data.errors import DataError
 from jaxequi.data.sources import tfds as source
 from jaxequi.prepare import archives, tfds
 
@@ -194,14 +196,123 @@ def test_imagenet_from_class_folders(manual):
 def test_a_missing_part_of_imagenet_is_named_before_anything_is_written(manual, capsys):
     (manual / "train" / "n01440764").mkdir(parents=True)
     arguments = ["imagenet2012", "--manual-dir", str(manual), "--data-dir", str(manual / "out")]
-    assert tfds.main(arguments) == 2
+    assert tfds.main(["tfds", *arguments]) == 2
     error = capsys.readouterr().err
     assert "ILSVRC2012_img_val.tar" in error
     assert str(manual / "val") in error
     assert "train:" not in error
     assert not (manual / "out").exists()
-    assert tfds.main(["imagenet2012"]) == 2
+    assert tfds.main(["tfds", "imagenet2012"]) == 2
     assert "--manual-dir" in capsys.readouterr().err
+
+
+def refused(name, manual):
+    """What the program says of archives that it refuses; it leaves nothing behind."""
+    before = sorted(manual.parent.rglob("*"))
+    with pytest.raises(ValueError) as caught:
+        tfds.prepare(name, str(manual.parent / "new" / "tfds"), str(manual))
+    assert type(caught.value) is DataError
+    assert sorted(manual.parent.rglob("*")) == before
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+def imagenet_tars(manual, train=None, val=None):
+    train = {"n01440764.tar": tar({"a.JPEG": JPEG})} if train is None else train
+    tar(train, manual / "ILSVRC2012_img_train.tar")
+    val = {"ILSVRC2012_val_00000001.JPEG": JPEG} if val is None else val
+    tar(val, manual / "ILSVRC2012_img_val.tar")
+
+
+GOOD = {"n01440764.tar": tar({"a.JPEG": JPEG, "b.JPEG": JPEG})}
+
+
+@pytest.mark.parametrize(
+    ("tars", "words"),
+    [
+        ({"train": GOOD | {"n99.tar": tar({"c.JPEG": JPEG})}}, "holds 'n99', which is none of"),
+        ({"train": GOOD | {"n01443537.tar": b"no tar"}}, r"n01443537\.tar is no whole tar"),
+        ({"train": {"n01440764.tar": tar({"a.JPEG": b"GIF89a"})}}, r"tar:a\.JPEG: cannot decode"),
+        ({"val": {"ILSVRC2012_val_50001.JPEG": JPEG}}, r"50001\.JPEG is not ILSVRC2012_val_N"),
+        ({"val": {"val_x.JPEG": JPEG}}, r"val_x\.JPEG is not ILSVRC2012_val_N"),
+        ({"val": {"ILSVRC2012_val_1.JPEG": b""}}, r"_1\.JPEG: cannot decode 0 bytes"),
+    ],
+    ids=["synset", "inner", "train picture", "number", "name", "val picture"],
+)
+def test_imagenet_tars_of_something_else_leave_nothing(manual, tars, words):
+    imagenet_tars(manual, **tars)
+    assert re.search(words, refused("imagenet2012", manual))
+
+
+def test_a_folder_that_is_no_synset_is_named_at_once(manual):
+    imagenet_tars(manual)
+    (manual / "ILSVRC2012_img_train.tar").unlink()
+    for name in ("n01440764", "new\nline"):
+        (manual / "train" / name).mkdir(parents=True)
+        (manual / "train" / name / "a.JPEG").write_bytes(JPEG)
+    assert r"new\\nline" in refused("imagenet2012", manual)
+
+
+@pytest.mark.parametrize("rows", [7 * 3073 + 5, 3073, 10 * 3073])
+def test_cifar_of_something_else_leaves_nothing(manual, rows):
+    base = "cifar-10-batches-bin"
+    content = b"\x0a" * rows
+    files = {f"{base}/data_batch_{i + 1}.bin": content for i in range(5)}
+    files[f"{base}/batches.meta.txt"] = "\n".join(map(str, range(10))).encode()
+    if rows > 3073:
+        files[f"{base}/test_batch.bin"] = content
+    (manual / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(tar(files)))
+    error = refused("cifar10", manual)
+    assert re.search(r"has the label 10; there are 10|is not what its authors|KeyError", error)
+
+
+def test_what_was_there_before_a_failure_stays(manual):
+    imagenet_tars(manual, train=GOOD | {"n99.tar": b""})
+    place = manual.parent / "tfds" / "downloads"
+    place.mkdir(parents=True)
+    (place / "kept.tar").write_bytes(b"of another data set")
+    with pytest.raises(ValueError, match="n99"):
+        tfds.prepare("imagenet2012", str(manual.parent / "tfds"), str(manual))
+    assert [p.name for p in place.parent.rglob("*")] == ["downloads", "kept.tar"]
+
+
+def test_an_archive_may_not_claim_more_than_memory(tmp_path):
+    """A gigabyte of name, four of content, a sparse file: each a few hundred bytes, packed."""
+    for kind, size in ((tarfile.GNUTYPE_LONGNAME, 1 << 30), (tarfile.XHDTYPE, 2 << 20)):
+        info = tarfile.TarInfo("x")
+        info.type, info.size = kind, size
+        (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
+        with pytest.raises(DataError, match=rf"x\.tar: the member .* claims {size} bytes"):
+            list(archives.members(tmp_path / "x.tar"))
+    info = tarfile.TarInfo("x")
+    info.size = (4 << 30) + 1
+    (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
+    with pytest.raises(DataError, match=r"x\.tar: the member x claims 4294967297 bytes"):
+        list(archives.members(tmp_path / "x.tar"))
+    info.size, info.pax_headers = 5, {"size": str((4 << 30) + 1)}
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"x\.tar: the member x claims 4294967297 bytes"):
+        list(archives.members(tmp_path / "x.tar"))
+    info.pax_headers = {"GNU.sparse.size": "9999999999", "GNU.sparse.map": "0,5"}
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match="is no plain file"):
+        list(archives.members(tmp_path / "x.tar"))
+    info.pax_headers = {}
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1024))
+    with pytest.raises(DataError, match="is no plain file"):
+        list(archives.members(tmp_path / "x.tar"))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(16 << 20)))
+    with pytest.raises(DataError, match=r"x\.gz unpacks to over [\d,]+ bytes from"):
+        archives.gunzip(tmp_path / "x.gz")
+
+
+def test_an_archive_that_ends_between_two_members_is_not_taken_for_whole(tmp_path):
+    whole = tar({"a": bytes(600), "b": bytes(600)})
+    for spoilt in (whole[:1536], whole[:1536] + b"?" + whole[1537:]):
+        (tmp_path / "x.tar").write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"x\.tar is no whole tar archive: it ends or breaks"):
+            list(archives.members(tmp_path / "x.tar"))
 
 
 def test_an_archive_with_a_wrong_checksum_is_refused(tmp_path):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from jaxequi.groups.planar import cyclic, dihedral
+from jaxequi import experiment
+from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.models import gresnet, one_gconv, rotmnist
 from jaxequi.models.gresnet import GResNet
 from jaxequi.nn.gconv import LiftingConv
 from jaxequi.nn.pool import MaxPool, avg_pool
 from jaxequi.probes import equivariance
 from jaxequi.probes.exactness import judge, judge_network, trace
+from tests.probes import random_stacks
 
 
 def bound(network, shape):
@@ -172,9 +176,192 @@ def test_each_group_has_its_own_demands():
     assert "not judged" in str(eight)
 
 
-def test_owns_up_to_what_it_cannot_judge():
-    verdict = judge(lambda x: x.reshape(1, -1) @ jnp.ones((64, 2)), (1, 8, 8, 1), cyclic(4))
-    assert verdict.unjudged == ("the network (reshape)",)
+UNJUDGED = {
+    "reshape": lambda x: x.reshape(1, -1) @ jnp.ones((64, 2)),
+    "cumsum": lambda x: jnp.cumsum(x, 1),
+    "sort": lambda x: jnp.sort(x, 2),
+    "gather": lambda x: x[:, np.array([1, 0, 2, 3, 4, 5, 6, 7])],
+    "dot_general": lambda x: jnp.einsum("bhwc,hk->bkwc", x, np.ones((8, 8))),
+    "add": lambda x: x + np.arange(8.0)[:, None],  # an encoding of places
+    "transpose": lambda x: x.swapaxes(1, 2),
+    "while": lambda x: jax.lax.fori_loop(0, jnp.int32(jnp.max(x)), lambda i, x: x + 1, x),
+}
+
+
+@pytest.mark.parametrize("name", UNJUDGED)
+def test_owns_up_to_what_it_cannot_judge(name):
+    verdict = judge(UNJUDGED[name], (1, 8, 8, 1), cyclic(4))
+    assert verdict.unjudged == (f"the network ({name})",)
+    assert not verdict.exact
+    assert "not certain, part of it is not judged" in str(verdict)
+
+
+def test_a_loop_is_judged_by_all_its_rounds():
+    def later(carry, _):  # what is added is 0 in the first round alone
+        x, places = carry
+        return (x + places, jnp.broadcast_to(jnp.arange(8.0)[:, None], x.shape)), None
+
+    def fn(x):
+        return jax.lax.scan(later, (x, jnp.zeros_like(x)), None, length=2)[0][0]
+
+    assert not judge(fn, (1, 8, 8, 1), cyclic(4)).exact
+
+
+def test_a_run_that_asks_for_exactness_is_refused_what_is_not_judged(monkeypatch):
+    class Net(nn.Module):
+        group: Group = cyclic(4)
+
+        @nn.compact
+        def __call__(self, x, train):
+            return jnp.mean(jnp.cumsum(x, 1), (1, 2))
+
+    monkeypatch.setattr(experiment, "make_backbone", lambda config: Net())
+    batch = {"views": np.zeros((1, 1, 8, 8, 3), np.uint8)}
+    preflight = experiment._preflight(ml_collections.ConfigDict({"check": "error"}))
+    with pytest.raises(ValueError, match=r"refuses.*\n.*not certain, part of it is not judged"):
+        preflight(batch)
+
+
+def conv(x, k=3, strides=1, padding=1, layout="NHWC", **more):
+    pads = padding if isinstance(padding, tuple) else (padding, padding)
+    kernel = {"NHWC": (k, k, x.shape[3], x.shape[3]), "NCHW": (x.shape[1], x.shape[1], k, k)}
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.ones(kernel[layout]),
+        (strides, strides),
+        (pads, pads),
+        dimension_numbers=(layout, {"NHWC": "HWIO", "NCHW": "OIHW"}[layout], layout),
+        **more,
+    )
+
+
+def padded(mode, before, after):
+    return lambda x: jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)), mode=mode)
+
+
+def transposed(x, k, padding):
+    return conv(x, k, padding=padding, lhs_dilation=(2, 2))
+
+
+def nchw(fn):
+    return lambda x: fn(jnp.moveaxis(x, -1, 1))
+
+
+def unet(k, padding):
+    def fn(x):
+        deep = transposed(conv(x, 2, 2, 0), k, padding)
+        return conv(jnp.concatenate([deep, x], -1))
+
+    return fn
+
+
+def squeeze_excite(x):
+    return x * jax.nn.sigmoid(jnp.mean(x, (1, 2), keepdims=True))
+
+
+def local_mean(x):
+    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=True)
+
+
+def constants(*pads):
+    """Paddings, one after the other: (before, after, on rows, on columns, value)."""
+
+    def fn(x):
+        for before, after, rows, columns, value in pads:
+            ends = [(before * on, after * on) for on in (0, rows, columns, 0)]
+            x = jnp.pad(x, ends, constant_values=value)
+        return x
+
+    return fn
+
+
+EXACT = {
+    "constants at both ends": constants((1, 1, 1, 1, 5.0), (1, 1, 1, 1, 0.0)),
+    **{f"{m} padding": padded(m, 1, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
+    "wider reflections": padded("reflect", 2, 2),
+    "wider edges": padded("edge", 2, 2),
+    "transposed, kernel 4": lambda x: transposed(x, 4, 2),
+    "transposed, kernel 3": lambda x: transposed(x, 3, 1),
+    "U-Net": unet(2, 1),
+    "channels first": nchw(lambda x: conv(x, padding=1, layout="NCHW")),
+    "repeated pixels": lambda x: jnp.repeat(jnp.repeat(x, 2, 1), 2, 2),
+    "one number for all": squeeze_excite,
+    "local mean": local_mean,
+    "mirrored both ways": lambda x: x[:, ::-1, ::-1],
+    "sorted channels": lambda x: jnp.sort(jnp.cumsum(x, -1), -1),
+    "split channels": lambda x: jnp.multiply(*jnp.split(x, 2, -1)),
+    "loop": lambda x: jax.lax.scan(lambda x, _: (conv(x), None), x, None, length=3)[0],
+    "padding that is cut off": lambda x: padded("wrap", 0, 1)(x)[:, :-1, :-1],
+    "windows of padding": lambda x: conv(x[:, 3:5, 3:5], 1, 3, (1, 2)),
+    "pooling that sees all": lambda x: nn.avg_pool(
+        x[:, 3:5, 3:5], (3, 3), padding=((0, 1), (0, 1))
+    ),
+}
+BROKEN = {
+    "constants that differ at the ends": constants((1, 0, 1, 1, 0.0), (0, 1, 1, 1, 5.0)),
+    "constants that differ by axis": constants((1, 1, 1, 0, 0.0), (1, 1, 0, 1, 5.0)),
+    "constants that changed": lambda x: constants((0, 1, 1, 1, 0.5))(
+        jnp.tanh(constants((1, 0, 1, 1, 0.5))(x))
+    ),
+    **{f"uneven {m} padding": padded(m, 0, 1) for m in ("reflect", "wrap", "edge", "symmetric")},
+    "roll": lambda x: jnp.roll(x, 1, 1),
+    "mirrored": lambda x: x[:, ::-1],
+    "transposed, SAME": lambda x: transposed(x, 3, (2, 1)),
+    "U-Net of SAME": unet(3, (2, 1)),
+    "channels first": nchw(lambda x: conv(x, padding=(0, 1), layout="NCHW")),
+    "skip after a breaking stride": lambda x: conv(x, 3, 2, 1) + x[:, ::2, ::2],
+    "skip that disagrees": lambda x: conv(x, 3, 2, 1) + nn.avg_pool(x, (2, 2), (2, 2)),
+    "wrapped and strided": lambda x: conv(padded("wrap", 1, 1)(x), 3, 2, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_copies_or_spreads_pixels_evenly_is_exact(name):
+    verdict = judge(EXACT[name], (1, 8, 8, 2), dihedral(4))
+    assert verdict.exact, str(verdict)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_does_it_unevenly_is_not(name):
+    verdict = judge(BROKEN[name], (1, 8, 8, 2), cyclic(4))
+    assert not verdict.exact
+    assert verdict.breaks
+    assert "exact, every" not in str(verdict)
+
+
+def test_what_may_cancel_out_is_not_certain():
+    def unread(x):  # the row and column of padding is never read
+        return conv(padded("constant", 1, 2)(x), 3, 2, 0)
+
+    verdict = judge(unread, (1, 9, 9, 1), cyclic(4))
+    assert not verdict.exact
+    assert not verdict.certain
+    assert "not certain\n  windows miss their grid at the network, but may cancel" in str(verdict)
+    assert judge(unread, (1, 8, 8, 1), cyclic(4)).certain
+
+
+def test_random_stacks_are_what_they_are_called():
+    rng, called = np.random.default_rng(0), collections.Counter()
+    while sum(called.values()) < 90:
+        group = cyclic(4) if rng.random() < 0.6 else dihedral(4)
+        stack, n = random_stacks.draw(rng, rng.integers(1, 5)), int(rng.integers(3, 12))
+        pooled = bool(rng.random() < 0.3)
+        try:
+            error = random_stacks.error(stack, n, group, pooled)
+        except random_stacks.Misfit:
+            continue
+
+        def fn(x, stack=stack, group=group, pooled=pooled):
+            y = random_stacks.run(stack, x, group, jnp)
+            return y.mean((1, 2)) if pooled else y
+
+        verdict = judge(fn, (1, n, n, 1), group)
+        if verdict.exact:
+            assert error < 1e-9, f"{stack} on {n}: {error}, {verdict}"
+        elif verdict.breaks and verdict.certain and not verdict.unjudged:
+            assert error > 1e-9, f"{stack} on {n}: {error}, {verdict}"
+        called[verdict.exact, bool(verdict.breaks) and verdict.certain] += 1
+    assert min(called.values()) > 10  # exact, broken and uncertain ones
 
 
 def test_follows_choices_by_platform_and_inner_programs():

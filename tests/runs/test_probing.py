@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxequi.runs import probing
 from jaxequi.groups.planar import cyclic
 from jaxequi.models.gresnet import GResNet
 from jaxequi.models.rotmnist import RotMnistNet
 from jaxequi.probes import exactness
+from jaxequi.runs import probing
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

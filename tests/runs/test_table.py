@@ -114,7 +114,9 @@ def test_an_evaluation_brings_its_training_run(tmp_path):
 def test_trends_are_stated_as_they_are():
     def row(label, **values):
         names = {"r2": "rotation R2", "top1": "top-1", "mrr": "MRR", "pre": "PRE"}
-        return table.Row(label, "online", "all", "clean", {names[k]: [v] for k, v in values.items()})
+        return table.Row(
+            label, "online", "all", "clean", {names[k]: [v] for k, v in values.items()}
+        )
 
     told = table.trends(
         [

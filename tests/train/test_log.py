@@ -41,10 +41,10 @@ def test_metrics_beyond_the_start_are_taken_back(tmp_path):
 def test_events_can_be_read_by_tensorboard(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     told = log.RunLog(tmp_path, start_step=0, total_steps=2)
-    told.write(1, {"loss": 0.5, "probe/r2/representation": 0.25})
+    told.write(1, {"loss": 0.5, "online/r2/representation": 0.25})
     told.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    [event] = events.Scalars("probe/r2/representation")
+    [event] = events.Scalars("online/r2/representation")
     assert (event.step, event.value) == (1, 0.25)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -13,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxequi.evals.features import gather
 
-from jaxequi.train import log, loop
+from jaxequi.errors import Refusal
+from jaxequi.train import log, loop, optim
 from jaxequi.train import mesh as meshes
+from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
-from jaxequi.types import Method, Output
+from jaxequi.train.job import Evaluation, Job, Pass
+from jaxequi.train.programs import lower_job
+from jaxequi.train.state import Start
+from jaxequi.types import OWN, Method, Output
 
 STEPS = 8
 
@@ -28,13 +31,13 @@ def method(blow_up_at: int = -1) -> Method:
 
     def init(key, batch):
         width = batch["views"].shape[-1]
-        return {"w": jax.random.normal(key, (width,))}, {"mean": jnp.zeros(())}
+        return {"w": jax.random.normal(key, (width,))}, {OWN: {"mean": jnp.zeros(())}}
 
     def loss(params, extra, batch, key, progress):
         guess = batch["views"] @ params["w"] + 0.1 * jax.random.normal(key, batch["label"].shape)
         value = jnp.mean((guess - batch["label"]) ** 2)
         value = value * jnp.where(progress.step == blow_up_at, jnp.inf, 1.0)
-        extra = {"mean": 0.9 * extra["mean"] + 0.1 * guess.mean()}
+        extra = {OWN: {"mean": 0.9 * extra[OWN]["mean"] + 0.1 * guess.mean()}}
         return value, Output(extra, {"fraction": progress.fraction}, {})
 
     def encode(params, extra, views):
@@ -57,13 +60,26 @@ def batches(start, stop):
     yield map(host_batch, range(start, stop))
 
 
-def job(**changes) -> loop.Job:
+def as_it_is(key, batch):
+    return batch
+
+
+def shapes():
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in host_batch(0).items()}
+
+
+def adam(rate=0.1):
+    return optim.Optimizer(*optax.adam(rate))
+
+
+def job(**changes) -> Job:
     defaults = {
         "method": method(),
-        "optimizer": optax.adam(0.1),
-        "augment": lambda key, batch: batch,
+        "optimizer": adam(),
+        "augment": as_it_is,
         "mesh": meshes.make_mesh(8, 1),
         "batches": batches,
+        "shapes": shapes,
         "batch_size": 16,
         "examples": 64,
         "steps_per_epoch": 4,
@@ -73,11 +89,11 @@ def job(**changes) -> loop.Job:
         "save_every": 4,
         "free_fields": ("mesh",),
     }
-    return loop.Job(**(defaults | changes))
+    return Job(**(defaults | changes))
 
 
 def final_state(a_job, workdir):
-    compiled = loop.lower_job(a_job, host_batch(0)).compiled()
+    compiled = lower_job(a_job).compiled()
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         assert checkpoints.latest_step() == a_job.total_steps
         state, _ = checkpoints.restore(a_job.total_steps, compiled.shapes, compiled.shardings)
@@ -128,7 +144,7 @@ def test_logs_window_means_at_every_interval(unbroken):
     assert all(np.isfinite(row["loss"]) for row in rows)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("at", [1, 4])
 def test_interrupted_run_goes_on_exactly(tmp_path, unbroken, number, at):
     broken = job(batches=stopping_after(at, number))
@@ -218,26 +234,116 @@ def test_evaluates_each_example_once_and_keeps_the_best(tmp_path):
         batch["mask"][10:] = False
         yield iter([batch, batch])
 
-    scores = itertools.chain([3.0, 9.0, 1.0, 2.0])
-    sizes = []
+    scores, seen = iter([3.0, 9.0, 1.0, 2.0]), []
 
-    def evaluate(arrays):
-        sizes.append(len(arrays["representation"]))
+    def evaluate(sets, params, extra):
+        w = np.asarray(params["w"])
+        views = np.tile(host_batch(100)["views"][:10], (2, 1))
+        assert set(sets) == {"val"}
+        np.testing.assert_allclose(sets["val"]["representation"], views * w, rtol=1e-6)
+        seen.append(float(extra[OWN]["mean"]))
         return {"score": next(scores)}
 
     a_job = job(
-        evaluations={"val": loop.Evaluation(held_out, 16, gather, evaluate)},
+        sets={"val": Pass(held_out, 16, 20, shapes, as_it_is)},
+        evaluations=[Evaluation("best", ("val",), ("representation",), evaluate)],
         eval_every=2,
-        save_every=2,
+        save_every=3,
         keep_checkpoints=1,
-        best="val/score",
+        best="val/best/score",
     )
     assert loop.run(a_job, tmp_path) == loop.FINISHED
-    assert sizes == [20] * 4
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", best="val/score")) as kept:
+    assert len(set(seen)) == 4  # each time with the state of that step
+    rows = log.read_metrics(tmp_path)
+    assert [(row["step"], row["val/best/score"]) for row in rows if "val/best/score" in row] == [
+        (2, 3.0),
+        (4, 9.0),
+        (6, 1.0),
+        (8, 2.0),
+    ]
+    # Step 4 is saved because it was evaluated: `save_every` alone saves 3, 6 and 8.
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", best="val/best/score")) as kept:
         assert sorted(kept.manager.all_steps()) == [4, 8]
     with np.load(tmp_path / "features_val.npz") as saved:
         assert saved["representation"].shape == (20, 4)
+
+
+def test_each_set_is_read_once_whatever_reads_it(tmp_path):
+    """Two sets, three evaluations; what none of them names is not kept."""
+    passes = []
+
+    def a_set(name, seed):
+        @contextlib.contextmanager
+        def opened():
+            passes.append(name)
+            batch = host_batch(seed)
+            batch["mask"][12:] = False
+            yield iter([batch])
+
+        return Pass(opened, 16, 12, shapes, as_it_is)
+
+    given = []
+
+    def evaluate(sets, params, extra):
+        given.append({name: sorted(features) for name, features in sets.items()})
+        return {"n": len(sets["val"]["label"])}
+
+    a_job = job(
+        sets={"train": a_set("train", 1), "val": a_set("val", 2), "idle": a_set("idle", 3)},
+        evaluations=[
+            Evaluation("knn", ("train", "val"), ("representation", "label"), evaluate),
+            Evaluation("labels", ("val",), ("label",), evaluate),
+        ],
+        total_steps=2,
+        eval_every=2,
+    )
+    assert loop.run(a_job, tmp_path) == loop.FINISHED
+    assert sorted(passes) == ["train", "val"]
+    both = ["label", "representation"]
+    assert given == [{"train": both, "val": both}, {"val": ["label"]}]
+    [row] = log.read_metrics(tmp_path)
+    assert (row["val/knn/n"], row["val/labels/n"]) == (12, 12)
+
+
+def test_a_feature_that_nothing_has_is_refused_before_anything_is_compiled(tmp_path):
+    a_job = job(
+        sets={"val": Pass(batches, 16, 16, shapes, as_it_is)},
+        evaluations=[Evaluation("knn", ("val",), ("embedding",), lambda *_: {})],
+        eval_every=2,
+    )
+    with pytest.raises(Refusal, match=r"embedding.*there is label, mask, representation"):
+        loop.run(a_job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_steps_evaluates_its_first_state_and_saves_it(tmp_path):
+    @contextlib.contextmanager
+    def held_out():
+        yield iter([host_batch(1)])
+
+    def evaluate(sets, params, extra):
+        return {"norm": float(jnp.linalg.norm(params["w"]))}
+
+    a_job = job(
+        sets={"val": Pass(held_out, 16, 16, shapes, as_it_is)},
+        evaluations=[Evaluation("w", ("val",), ("representation",), evaluate)],
+        total_steps=0,
+    )
+    assert loop.run(a_job, tmp_path) == loop.FINISHED
+    [row] = log.read_metrics(tmp_path)
+    assert row["step"] == 0
+    state = final_state(a_job, tmp_path)
+    np.testing.assert_allclose(row["val/w/norm"], np.linalg.norm(state.params["w"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("at", [4, STEPS])
+def test_a_parameter_ruined_in_the_last_update_is_not_saved(tmp_path, at):
+    """No metric of that step shows it: the loss and the gradient are from before the update."""
+    ruin = optax.sgd(lambda count: jnp.where(count == at - 1, jnp.inf, 0.01))
+    with pytest.raises(log.NonFiniteError, match=f"not finite after step {at}: w"):
+        loop.run(job(optimizer=optim.Optimizer(*ruin)), tmp_path)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        assert checkpoints.latest_step() == (None if at == 4 else 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4), (4, 2)])
@@ -257,7 +363,7 @@ def test_accumulated_gradient_is_the_whole_batchs(tmp_path):
                 Output(e, {}, {}),
             ),
         )
-        return job(method=quiet, accumulate=parts, optimizer=optax.sgd(0.1))
+        return job(method=quiet, accumulate=parts, optimizer=optim.Optimizer(*optax.sgd(0.1)))
 
     for parts in (1, 4):
         loop.run(noiseless(parts), tmp_path / str(parts))
@@ -277,4 +383,73 @@ def test_profile_is_written(tmp_path):
 
 
 def test_config_is_written_once(unbroken):
-    assert json.loads((unbroken / loop.CONFIG_FILE).read_text())["seed"] == 0
+    assert json.loads((unbroken / folders.CONFIG_FILE).read_text())["seed"] == 0
+
+
+REFUSED = {
+    "an optimizer's pattern": {
+        "optimizer": optim.make(
+            "sgd", learning_rate=0.1, freeze="encoder", batch_size=16, total_steps=STEPS
+        )
+    },
+    "accumulation": {
+        "method": dataclasses.replace(method(), mean_over_examples=False),
+        "accumulate": 2,
+    },
+    "a network that does not fit": {"start": Start({"params": {"v": np.zeros(4)}}, "", "the run")},
+    "no checkpoint to keep": {"keep_checkpoints": 0},
+    "an unknown mode": {"best_mode": "most"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_leaves_nothing_behind(tmp_path, name):
+    with pytest.raises(Refusal):
+        loop.run(job(**REFUSED[name]), tmp_path / "a" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_cannot_be_read_leave_nothing_behind(tmp_path):
+    def unreadable(start, stop):
+        def produce():
+            raise Refusal("no such picture")
+            yield
+
+        return contextlib.nullcontext(produce())
+
+    def too_small(shapes):
+        raise Refusal("the picture is too small")
+
+    for change, message in (
+        ({"batches": unreadable}, "no such picture"),
+        ({"preflight": too_small}, "too small"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            loop.run(job(**change), tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_begun_anew(tmp_path, unbroken):
+    broken = job(config={"seed": 7}, method=method(blow_up_at=2))
+    with jax.debug_nans(False), pytest.raises(log.NonFiniteError):
+        loop.run(broken, tmp_path)
+    assert json.loads((tmp_path / folders.CONFIG_FILE).read_text()) == {"seed": 7}
+    assert loop.run(job(), tmp_path) == loop.FINISHED
+    assert json.loads((tmp_path / folders.CONFIG_FILE).read_text())["seed"] == 0
+    assert logged(tmp_path) == logged(unbroken)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+    with folders.held(tmp_path, {"seed": 7}, begun=False):
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        with pytest.raises(Refusal, match=f"in use by process {os.getpid()}"):
+            loop.run(job(), tmp_path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_starts_with_the_network_that_it_is_given(tmp_path):
+    given = np.arange(4, dtype=np.float32)
+    still = optim.Optimizer(*optax.sgd(0.0))
+    a_job = job(start=Start({"params": {"w": given}}, "", "the run"), optimizer=still)
+    assert loop.run(a_job, tmp_path) == loop.FINISHED
+    np.testing.assert_array_equal(final_state(a_job, tmp_path).params["w"], given)

@@ -6,7 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxequi.errors import Refusal
 from jaxequi.train import optim
+from jaxequi.train.state import initialise
+from jaxequi.train.step import make_train_step
+from jaxequi.types import Method, Output
 
 STEPS = 4
 RUN = {"batch_size": 64, "total_steps": STEPS}
@@ -106,6 +110,182 @@ def test_frozen_parameters_stay_and_cost_no_moments():
     assert_close(found["head"], run(everything)["head"])
     sizes = [leaf.size for leaf in jax.tree.leaves(ours.init(a_tree(0)))]
     assert sum(sizes) < 2 * 6 + 4
+
+
+HEAD_SGD = {"match": "^head/", "name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+
+
+def test_each_group_follows_its_own_optimizer():
+    options = {"betas": (0.9, 0.99), "epsilon": 1e-4}
+    ours = optim.make(
+        "adam", learning_rate=0.01, weight_decay=0.1, groups={"heads": HEAD_SGD}, **options, **RUN
+    )
+    found = run(ours)
+    assert_close(found["backbone"], torch(adam(coupled=0.1, decoupled=0))["backbone"])
+    # It takes over neither the decay nor the learning rate of the main group.
+    assert_close(found["head"], torch(sgd(0.9, False, coupled=0.0, lr=0.05))["head"])
+    labels = ours.groups(a_tree(0))
+    assert labels == {
+        "backbone": {"conv": {"kernel": "main"}},
+        "head": {"kernel": "heads", "bias": "heads"},
+    }
+
+
+def test_a_group_has_a_schedule_and_a_base_lr_of_its_own():
+    heads = {"match": "^head/", "name": "sgd", "base_lr": 0.2, "warmup_steps": 2}
+    ours = optim.make("sgd", learning_rate=0.01, groups={"heads": heads}, **RUN)
+    found, rates = run(ours), [0, 0.025, 0.05, 0.05]  # 0.2 * 64 / 256
+    assert_close(found["head"], torch(lambda p, g, m, t, d: p - rates[t] * g)["head"])
+    assert_close(found["backbone"], torch(lambda p, g, m, t, d: p - 0.01 * g)["backbone"])
+    assert sorted(ours.rates) == ["learning_rate", "learning_rate/heads"]
+    np.testing.assert_allclose([ours.rates["learning_rate/heads"](t) for t in range(4)], rates)
+    np.testing.assert_allclose([ours.rates["learning_rate"](t) for t in range(4)], 0.01)
+
+
+def test_a_frozen_group_beside_a_trained_one():
+    groups = {"bias": {"match": "bias", "name": "sgd", "learning_rate": 0.5}}
+    ours = optim.make("sgd", learning_rate=0.01, freeze="^backbone/", groups=groups, **RUN)
+    found = run(ours)
+    assert ours.groups(a_tree(0))["backbone"]["conv"]["kernel"] == optim.FROZEN
+    np.testing.assert_array_equal(
+        found["backbone"]["conv"]["kernel"], np.float32(a_tree(0)["backbone"]["conv"]["kernel"])
+    )
+    assert_close(found["head"]["bias"], torch(lambda p, g, *_: p - 0.5 * g)["head"]["bias"])
+    assert_close(found["head"]["kernel"], torch(lambda p, g, *_: p - 0.01 * g)["head"]["kernel"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_scales_multiply_the_learning_rate_and_the_first_match_wins(name):
+    scales = (("kernel$", 0.5), ("^head/", 3.0))
+    found = run(optim.make(name, learning_rate=0.01, weight_decay=0.1, scales=scales, **RUN))
+    by_rate = {
+        factor: run(optim.make(name, learning_rate=0.01 * factor, weight_decay=0.1, **RUN))
+        for factor in (0.5, 3.0)
+    }
+    assert_close(found["backbone"]["conv"]["kernel"], by_rate[0.5]["backbone"]["conv"]["kernel"])
+    assert_close(found["head"]["kernel"], by_rate[0.5]["head"]["kernel"])
+    assert_close(found["head"]["bias"], by_rate[3.0]["head"]["bias"])
+
+
+def test_what_no_scale_matches_keeps_its_learning_rate():
+    found = run(optim.make("sgd", learning_rate=0.01, scales=(("^head/", 0.1),), **RUN))
+    assert_close(found["backbone"], torch(lambda p, g, *_: p - 0.01 * g)["backbone"])
+    assert_close(found["head"], torch(lambda p, g, *_: p - 0.001 * g)["head"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"groups": {"heads": HEAD_SGD, "bias": {**HEAD_SGD, "match": "bias"}}},
+            r"head/bias is in the groups heads and bias.*'\^head/', 'bias'",
+        ),
+        ({"freeze": "kernel", "groups": {"heads": HEAD_SGD}}, "head/kernel .* frozen and heads"),
+        (
+            {"groups": {"heads": {**HEAD_SGD, "match": "haed"}}},
+            r"group heads \('haed'\) matches the path of no parameter; the 3 paths are backbone",
+        ),
+        (
+            {"freeze": "x1", "groups": {"heads": {**HEAD_SGD, "match": "x2"}}},
+            r"frozen \('x1'\), heads \('x2'\)",
+        ),
+        (
+            {"scales": (("kernel", 0.5), ("kernel$", 2.0))},
+            r"scales: 'kernel\$', after the patterns before it, matches",
+        ),
+    ],
+)
+def test_patterns_that_do_not_fit_the_parameters(arguments, message):
+    optimizer = optim.make("sgd", learning_rate=0.1, **arguments, **RUN)
+    with pytest.raises(Refusal, match=message):
+        run(optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": {"heads": {"name": "sgd", "learning_rate": 0.1}}}, r"groups.heads.*`match`"),
+        ({"groups": {"main": HEAD_SGD}}, r"groups.main.*a name of its own"),
+        ({"groups": {"frozen": HEAD_SGD}}, r"groups.frozen.*a name of its own"),
+        ({"groups": {"heads": {**HEAD_SGD, "match": "(head"}}}, r"heads, '\(head', is no regular"),
+        ({"freeze": "*"}, r"frozen, '\*', is no regular"),
+        ({"scales": (("[", 0.5),)}, r"scales, '\[', is no regular"),
+        ({"groups": {"heads": {"match": "x", "learning_rate": 1.0}}}, r"groups.heads.*name"),
+        ({"groups": {"heads": {**HEAD_SGD, "nam": 1}}}, "option of sgd 'nam'"),
+    ],
+)
+def test_groups_that_cannot_be(arguments, message):
+    with pytest.raises(Refusal, match=message):
+        optim.make("sgd", learning_rate=0.1, **arguments, **RUN)
+
+
+CHANNELS, SIZE, IMAGES = 8, 10, 4
+
+
+def convolutional():
+    """Two convolutions of 3 x 3 and a linear layer; the mean square of its outputs."""
+
+    def init(key, batch):
+        del key, batch
+        kernel = {"kernel": jnp.full((3, 3, CHANNELS, CHANNELS), 0.1)}
+        head = {"kernel": jnp.full((CHANNELS, 1), 0.1)}
+        return {"backbone": {"a": kernel, "b": kernel}, "head": head}, {}
+
+    def loss(params, extra, batch, key, progress):
+        x = batch["views"]
+        for name in "ab":
+            x = jax.lax.conv_general_dilated(
+                x,
+                params["backbone"][name]["kernel"],
+                (1, 1),
+                "VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        outputs = x.reshape(-1, CHANNELS) @ params["head"]["kernel"]
+        return jnp.mean(outputs**2), Output(extra, {}, {})
+
+    return Method(init, loss, lambda *_: {})
+
+
+def compiled_step(**arguments):
+    method = convolutional()
+    optimizer = optim.make("sgd", learning_rate=0.1, **arguments, **RUN)
+    batch = {"views": jnp.ones((IMAGES, SIZE, SIZE, CHANNELS))}
+    step = make_train_step(
+        method, optimizer, lambda key, batch: batch, total_steps=STEPS, steps_per_epoch=2
+    )
+    state = initialise(method, optimizer, jax.random.key(0), batch)
+    return jax.jit(step).lower(state, batch).compile(), state, batch
+
+
+def test_frozen_parameters_cost_no_backward_pass():
+    a_convolution = {side: 2 * IMAGES * side**2 * 9 * CHANNELS**2 for side in (SIZE - 2, SIZE - 4)}
+    first, second = a_convolution.values()
+    flops = {
+        freeze: compiled_step(freeze=freeze)[0].cost_analysis()["flops"]
+        for freeze in ("", "^backbone/", "backbone/a")
+    }
+    # Forward twice; backward of the second for its kernel and its input, of the first for its
+    # kernel alone. The input's is a full convolution, which counts the zeros around it or does not.
+    assert flops["^backbone/"] == pytest.approx(first + second, rel=0.05)
+    whole = (first + second) + (first + second) + a_convolution[SIZE - 2]
+    assert second * 2 + first * 2 < flops[""] <= 1.05 * whole
+    assert flops["backbone/a"] == pytest.approx(first + 2 * second, rel=0.05)
+
+
+def test_the_step_logs_the_rate_of_every_group_and_the_gradient_of_what_is_trained():
+    heads = {"match": "^head/", "name": "sgd", "learning_rate": 0.25, "warmup_steps": 4}
+    step, state, batch = compiled_step(freeze="backbone/a", groups={"heads": heads})
+    start = state.params
+    for rate in (0, 0.0625, 0.125):
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["learning_rate/heads"], rate)
+        np.testing.assert_allclose(metrics["learning_rate"], 0.1)
+    assert "learning_rate/frozen" not in metrics
+    np.testing.assert_array_equal(
+        state.params["backbone"]["a"]["kernel"], start["backbone"]["a"]["kernel"]
+    )
+    assert np.abs(state.params["backbone"]["b"]["kernel"] - 0.1).max() > 1e-4
 
 
 def test_base_lr_is_for_256_examples():

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxequi.data.errors import shown
+from jaxequi.data.sources._files import is_regular, read_file
 from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
@@ -167,16 +169,22 @@ class Writer:
         if not (self.folder / STATE).exists():
             return f"there is no {STATE}"
         try:
-            state = json.loads((self.folder / STATE).read_text())
+            state = json.loads(read_file(self.folder / STATE))
             self.what_was = dict(state["what"])
             if self.what is not None and self.what_was != self.what:
                 return "they are of something else"
             self.total, self.class_names = state["examples"], state["class_names"]
             names = list(state["chunks"][0]["crc32"])
+            files = {name: self.folder / f"{name}.npy" for name in names}
+            if not {IMAGE, *OF_EXAMPLE} <= set(names) or any("/" in name for name in names):
+                return f"it names {shown(names)}, not {IMAGE} and {', '.join(OF_EXAMPLE)}"
+            if not all(is_regular(file) for file in files.values()):
+                return "a file is missing, or is none"
             self.arrays = {
-                name: np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+")
-                for name in names
+                name: np.lib.format.open_memmap(file, mode="r+") for name, file in files.items()
             }
+            if any(array.ndim < 2 for name, array in self.arrays.items() if name not in OF_EXAMPLE):
+                return "a file has no axis of views"
             if any(len(array) != self.total for array in self.arrays.values()):
                 return "a file has another number of examples"
             start = 0
@@ -186,8 +194,10 @@ class Writer:
                         return f"{name}.npy is not what was written"
                 start = chunk["stop"]
             self.chunks = state["chunks"]
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
+            if any(name != shown(name) for name in self.class_names):
+                return "a class name is no printable text"
+        except Exception as error:  # of a damaged state, or of numpy's headers: many types
+            return f"{type(error).__name__}: {shown(error)}"
         return ""
 
 

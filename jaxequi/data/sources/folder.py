@@ -2,39 +2,23 @@
 
 Classes are the sorted names of the folders, pictures are sorted by path inside a class, and the
 suffix decides what a picture is, all as in torchvision. EqInv's train, val and testgt are three
-such folders.
+such folders. Links are followed, to files and to folders, but no folder is walked twice in a class.
+Names that would break a line, or are no UTF-8, become class names as literals: `'a\\nb'`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from jaxequi.data.errors import DataError
-from jaxequi.data.sources._files import read_file
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import read_file, walk
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-
-def _list(root: epath.Path, name: str) -> list[str]:
-    """Return the pictures of a class, relative to the root, sorted."""
-    found = []
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot list {error.filename}: {error.strerror}")
-
-    for directory, inner, files in os.walk(root / name, onerror=fail, followlinks=True):
-        inner.sort()
-        found += [
-            os.path.join(os.path.relpath(directory, root), file)
-            for file in sorted(files)
-            if file.lower().endswith(SUFFIXES)
-        ]
-    return found
 
 
 class Folder:
@@ -45,19 +29,27 @@ class Folder:
     def __init__(self, root: epath.PathLike, fraction: float = 1.0):
         self.root = epath.Path(root).expanduser()
         try:
-            self.class_names: Sequence[str] = tuple(
-                sorted(d.name for d in self.root.iterdir() if d.is_dir())
+            entries = sorted(self.root.iterdir(), key=lambda entry: entry.name)
+            folders = [entry.name for entry in entries if entry.is_dir()]
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot list {shown(self.root)}: {why}") from error
+        lost = [entry for entry in entries if not entry.exists()]
+        if lost:  # a class less would number all that follow anew
+            raise DataError(f"{shown(lost[0])} is a link to nowhere; mend or remove it.")
+        if not folders:
+            raise DataError(
+                f"{shown(self.root)} has no folder in it; it must hold one for each class."
             )
-        except OSError as error:
-            raise DataError(f"cannot list {self.root}: {error.strerror or error}") from error
-        if not self.class_names:
-            raise DataError(f"{self.root} has no folder in it; it must hold one for each class.")
+        self.class_names: Sequence[str] = tuple(shown(name) for name in folders)
         self.paths: list[str] = []
         labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            paths = _list(self.root, name)
+        for label, name in enumerate(folders):
+            paths = [f"{name}/{path}" for path in walk(self.root / name, SUFFIXES)]
             if not paths:
-                raise DataError(f"{self.root / name} holds no picture ({', '.join(SUFFIXES)}).")
+                raise DataError(
+                    f"{shown(self.root / name)} holds no picture ({', '.join(SUFFIXES)})."
+                )
             paths = paths[: int(fraction * len(paths))]
             self.paths += paths
             labels += [label] * len(paths)
@@ -88,8 +80,9 @@ def make(root: str, fraction: float = 1.0) -> Folder:
       fraction: keep the first `int(fraction * count)` pictures of each class.
 
     Raises:
-      ValueError: a folder that cannot be listed, or without classes or pictures.
+      ValueError: a folder that cannot be listed, or without classes or pictures; a picture that
+        is no file; a folder that links lead to twice.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1.")
+        raise Refusal(f"fraction is {fraction}; it must be above 0 and at most 1.")
     return Folder(root, fraction)

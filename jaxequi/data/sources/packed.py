@@ -16,8 +16,9 @@ from array_record.python import array_record_module
 from etils import epath
 
 from jaxequi.data import example
-from jaxequi.data.errors import DataError
-from jaxequi.data.sources._files import read_file
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import is_regular, read_file
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 MANIFEST = "manifest.json"
@@ -37,18 +38,31 @@ class Packed:
         try:
             manifest = json.loads(read_file(manifest_file))
             self.num_views = int(manifest["num_views"])
-            self.class_names: Sequence[str] = tuple(manifest["class_names"])
             self._length = int(manifest["examples"])
-            shards = manifest["shards"]
-            self._files = [self._folder / shard["file"] for shard in shards]
-            self._ends = np.cumsum([shard["records"] for shard in shards])
-        except (ValueError, KeyError, TypeError) as error:
+            self.class_names: Sequence[str] = tuple(map(shown, manifest["class_names"]))
+            shards = [(str(s["file"]), int(s["records"]), s["bytes"]) for s in manifest["shards"]]
+            records = sum(count for _, count, _ in shards)
+            outside = [name for name, _, _ in shards if "/" in name or name.startswith(".")]
+            if (
+                self.num_views < 1
+                or self._length < 0
+                or min((c for _, c, _ in shards), default=0) < 0
+            ):
+                raise Refusal(f"{self._length} examples of {self.num_views} pictures")
+            if records != self._length * self.num_views or outside:
+                raise Refusal(
+                    f"{records} records are not {self._length} x {self.num_views} pictures, or a "
+                    f"shard lies elsewhere: {outside}"
+                )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{manifest_file} is damaged: {error!r}") from error
-        for file, shard in zip(self._files, shards):
-            size = file.stat().length if file.exists() else None
-            if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes, not {shard['bytes']}"
-                raise DataError(f"the shard {file} {state}.")
+        self._files = [self._folder / name for name, _, _ in shards]
+        self._ends = np.cumsum([count for _, count, _ in shards])
+        for file, (_, _, wanted) in zip(self._files, shards):
+            size = file.stat().length if is_regular(file) else None
+            if size != wanted:
+                state = "is missing" if size is None else f"has {size} bytes, not {wanted}"
+                raise DataError(f"the shard {shown(file)} {state}.")
         self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
         self._lock = threading.Lock()
 
@@ -66,27 +80,40 @@ class Packed:
                 )
             return self._readers[shard]
 
-    def _features(self, place: int) -> dict[str, example.Value]:
+    def _picture(self, place: int) -> tuple[bytes, int, np.ndarray | None]:
+        """Read a record: the encoded picture, its label, and its latents f32[L] if there are any.
+
+        ArrayRecord compares the checksums of what it reads itself: a flipped bit is an error.
+        """
         shard = int(np.searchsorted(self._ends, place, side="right"))
         start = int(self._ends[shard - 1]) if shard else 0
         try:
             [data] = self._reader(shard).read([place - start])
-            return example.parse(data)
+            features = example.parse(data)
+            label = example.integer(features, "label")
+            if not -1 <= label < len(self.class_names):  # TFDS has -1 for "unlabelled"
+                raise DataError(f"label {label} is not in -1 to {len(self.class_names) - 1}.")
+            latent = features.get("latent")
+            if isinstance(latent, list):
+                raise DataError("the latents are bytes, not numbers.")
+            return example.picture(features, "image"), label, latent
         except Exception as error:  # array_record raises many types
-            raise DataError(f"{self._files[shard]}, record {place - start}: {error}") from error
+            where = f"{shown(self._files[shard])}, record {place - start}"
+            raise DataError(f"{where}: {shown(error)}") from error
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
         """Read examples: of each the encoded pictures `views`, and their latents f32[V, L]."""
         return [self._read(int(row), mine) for row, mine in zip(rows, views)]
 
     def _read(self, row: int, views: np.ndarray) -> Record:
-        parts = [self._features(row * self.num_views + int(view)) for view in views]
-        record: Record = {
-            "image": [part["image"][0] for part in parts],
-            "label": int(parts[0]["label"][0]),
-        }
-        if "latent" in parts[0]:
-            record["latent"] = np.stack([np.asarray(part["latent"]) for part in parts])
+        parts = [self._picture(row * self.num_views + int(view)) for view in views]
+        images, labels, latents = zip(*parts)
+        record: Record = {"image": list(images), "label": labels[0]}
+        widths = {None if latent is None else len(latent) for latent in latents}
+        if len(widths) > 1 or len(set(labels)) > 1:
+            raise DataError(f"the pictures of example {row} of {self} differ in label or latents.")
+        if latents[0] is not None:
+            record["latent"] = np.stack(latents)
         return record
 
 

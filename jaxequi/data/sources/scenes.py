@@ -15,6 +15,7 @@ import numpy as np
 from jaxequi import names
 from jaxequi.data import objects
 from jaxequi.data.raycast import MIN_IMAGE_SIZE, Parts, render
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 LATENT_NAMES = (
@@ -61,15 +62,15 @@ def make(
     if split not in SPLITS:
         raise names.unknown("split", split, SPLITS)
     if image_size < MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
+        raise Refusal(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
     for name, value, least in (("num_views", num_views, 1), ("seed", seed, 0)):
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+            raise Refusal(f"{name} must be at least {least}, got {value}")
     if cache_mb < 0:
-        raise ValueError(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
+        raise Refusal(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
     numbers = [n for n in range(num_objects) if _is_validation(n) == (split == "val")]
     if not numbers:
-        raise ValueError(
+        raise Refusal(
             f"num_objects={num_objects} leaves the split {split!r} empty; at least 5 are needed"
         )
     return Scenes(numbers, image_size, num_views, seed, cache_mb)
@@ -129,14 +130,12 @@ class Scenes:
         """
         at, views = np.asarray(rows, np.int64), np.asarray(views)
         if at.ndim != 1 or views.ndim != 2 or len(at) != len(views):
-            raise ValueError(
+            raise Refusal(
                 f"rows must be [N] and views [N, V], got shapes {at.shape} and {views.shape}"
             )
         for name, given, end in (("row", at, len(self)), ("view", views, self.num_views)):
             if given.size and (given.min() < 0 or given.max() >= end):
-                raise ValueError(
-                    f"{name}s must lie in 0..{end - 1}, got {given.min()}..{given.max()}"
-                )
+                raise Refusal(f"{name}s must lie in 0..{end - 1}, got {given.min()}..{given.max()}")
         keys = (at[:, None] * self.num_views + views).tolist()
         pictures = self._pictures({key for row in keys for key in row})
         return [

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import threading
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from jaxequi.data import example, tfrecord_file
-from jaxequi.data.errors import DataError
+from jaxequi.data.errors import DataError, shown
+from jaxequi.data.sources._files import is_regular, number_names, read_text
+from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
 # layout -> (picture, label, number of the first class)
@@ -29,6 +33,7 @@ LAYOUTS = {
     "tfds": ("image", "label", 0),
 }
 INDEX_NAME = ".jaxequi_index"
+AT_ONCE = 4096  # rows of an index that are compared with the files
 
 
 def cache_directory() -> epath.Path:
@@ -50,13 +55,62 @@ def build_index(files: Sequence[epath.Path], threads: int = 16) -> np.ndarray:
     return np.concatenate([number[:, None], np.concatenate(places)], axis=1)
 
 
+def _fits(index: np.ndarray, files: Sequence[epath.Path]) -> bool:
+    """Whether an index tiles the files with records, and the outermost ones of each are there."""
+    if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
+        return False
+    at = 0
+    for number, file in enumerate(files):
+        size, end = file.stat().length, 0
+        with file.open("rb") as opened:
+            while at < len(index) and end < size:
+                part = index[at : at + AT_ONCE]  # a copy of them all would cost memory
+                mine = part[:, 0] == number
+                part = part if mine.all() else part[: mine.argmin()]
+                if not len(part) or not _tiles(part[:, 1], part[:, 2], end, opened):
+                    return False
+                at, end = at + len(part), int(part[-1, 1:].sum()) + tfrecord_file.FOOTER.size
+        if end != size:
+            return False
+    return at == len(index)
+
+
+def _tiles(offset: np.ndarray, length: np.ndarray, start: int, file: BinaryIO) -> bool:
+    """Whether records follow on each other from byte `start` on, with headers at both ends."""
+    heads = offset - tfrecord_file.HEADER.size
+    tails = offset + length + tfrecord_file.FOOTER.size
+    if heads[0] != start or (length < 0).any() or (heads[1:] != tails[:-1]).any():
+        return False
+    return all(tfrecord_file.is_header(file, int(offset[row]), int(length[row])) for row in (0, -1))
+
+
+def _cached(path: epath.Path, files: Sequence[epath.Path]) -> np.ndarray | None:
+    """Map a cached index into memory; None if there is none, or not of these files."""
+    try:
+        if not is_regular(path):
+            return None
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises many types on broken headers
+        logging.warning("the index %s is damaged and is made again: %s", path, error)
+        return None
+    if isinstance(index, np.ndarray) and _fits(index, files):
+        return index
+    logging.warning("the index %s is not of these files and is made again", path)
+    return None
+
+
 def load_index(files: Sequence[epath.Path]) -> np.ndarray:
-    """Return the index of files, mapped from its cache, or built and cached."""
+    """Return the index of files, mapped from its cache, or built and cached.
+
+    A cached one is compared with the files: it must tile each to its last byte, and the first and
+    the last header of each must be where it says; the others are compared when they are read.
+    """
     name = f"{INDEX_NAME}_{_fingerprint(files)}.npy"
     homes = [h for h in (files[0].parent, cache_directory()) if "://" not in os.fspath(h)]
     for home in homes:
-        if (home / name).exists():
-            return np.load(home / name, mmap_mode="r", allow_pickle=False)
+        index = _cached(home / name, files)
+        if index is not None:
+            return index
     index = build_index(files)
     for home in homes:
         partial = home / f"{name}.{os.getpid()}.{threading.get_ident()}"
@@ -64,9 +118,10 @@ def load_index(files: Sequence[epath.Path]) -> np.ndarray:
             home.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 np.save(file, index)
-            partial.rename(home / name)
+            partial.replace(home / name)
         except OSError as error:
             logging.info("no index in %s: %s", home, error)
+            partial.unlink(missing_ok=True)
             continue
         return np.load(home / name, mmap_mode="r", allow_pickle=False)
     return index
@@ -79,30 +134,34 @@ class TFRecords:
 
     def __init__(self, files: Sequence[epath.PathLike], layout: str, class_names: Sequence[str]):
         self._files = [epath.Path(file) for file in files]
-        self._index = load_index(self._files)
+        try:
+            self._index = load_index(self._files)
+        except OSError as error:
+            raise DataError(f"cannot read {files[0]} and those beside it: {error}") from error
         if not len(self._index):
             raise DataError(f"the {len(files)} files from {files[0]} on hold no record.")
         self._checked = np.zeros(len(self._index), bool)
         self._keys = LAYOUTS[layout if layout != "auto" else self._guess()]
         self.class_names: Sequence[str] = tuple(class_names)
 
-    def _payload(self, row: int) -> bytes:
+    def _features(self, row: int, *wanted: str) -> dict[str, example.Value]:
         file, offset, length = (int(x) for x in self._index[row])
-        try:
-            with self._files[file].open("rb") as handle:
-                data = tfrecord_file.read(handle, offset, length, not self._checked[row])
-        except (OSError, DataError) as error:
-            raise DataError(f"{self._files[file]}, record {row}: {error}") from error
+        with self._files[file].open("rb") as handle:
+            data = tfrecord_file.read(handle, offset, length, not self._checked[row])
         self._checked[row] = True  # a record that was whole once is not checked again
-        return data
+        return example.parse(data, wanted)
 
     def _guess(self) -> str:
-        found = example.parse(self._payload(0))
+        try:
+            found = self._features(0)
+        except (OSError, DataError) as error:
+            raise DataError(f"{shown(self._files[0])}, record 0: {error}") from error
         for layout, (image, label, _) in LAYOUTS.items():
             if image in found and label in found:
                 return layout
         wanted = " or ".join(f"({image}, {label})" for image, label, _ in LAYOUTS.values())
-        raise DataError(f"{self._files[0]}: a record has {sorted(found)}, not {wanted}.")
+        has = shown(sorted(found))
+        raise DataError(f"{shown(self._files[0])}: a record has {has}, not {wanted}.")
 
     def __len__(self) -> int:
         return len(self._index)
@@ -116,46 +175,52 @@ class TFRecords:
 
     def _read(self, row: int, copies: int) -> Record:
         image_key, label_key, first = self._keys
-        features = example.parse(self._payload(row), (image_key, label_key))
-        images, labels = features.get(image_key, []), features.get(label_key, [])
-        where = f"{self._files[int(self._index[row, 0])]}, record {row}"
-        if len(images) != 1 or len(labels) != 1:
-            raise DataError(
-                f"{where}: {len(images)} values of {image_key} and {len(labels)} of {label_key}, "
-                "not one of each."
-            )
-        label = int(labels[0]) - first
-        if not 0 <= label < len(self.class_names):
-            raise DataError(
-                f"{where}: label {label + first} is not in {first} to "
-                f"{first + len(self.class_names) - 1}."
-            )
-        return {"image": [images[0]] * copies, "label": label}
+        try:
+            features = self._features(row, image_key, label_key)
+            image = example.picture(features, image_key)
+            label = example.integer(features, label_key) - first
+            if not 0 <= label < len(self.class_names):
+                raise DataError(
+                    f"label {label + first} is not in {first} to "
+                    f"{first + len(self.class_names) - 1}."
+                )
+        except (OSError, DataError) as error:
+            where = f"{shown(self._files[int(self._index[row, 0])])}, record {row}"
+            raise DataError(f"{where}: {error}") from error
+        return {"image": [image] * copies, "label": label}
 
 
 def find(pattern: str) -> list[epath.Path]:
     """Return the files that a pattern or a directory names, sorted; complete if they are shards.
 
     Raises:
-      DataError: there is none, or a shard `...-00003-of-01024` is missing.
+      DataError: there is none, one is no regular file, or a shard `...-00003-of-01024` is missing.
     """
     path = epath.Path(pattern).expanduser()
-    if path.is_dir():
-        files = [f for f in path.iterdir() if not f.name.startswith(".") and f.is_file()]
-        files = [f for f in files if f.suffix not in (".json", ".txt", ".npy", ".idx")]
-    else:
-        files = list(path.parent.glob(path.name)) if path.parent.is_dir() else []
+    try:
+        if path.is_dir():
+            files = [f for f in path.iterdir() if not f.name.startswith(".") and not f.is_dir()]
+            files = [f for f in files if f.suffix not in (".json", ".txt", ".npy", ".idx")]
+        else:
+            files = list(path.parent.glob(path.name)) if path.parent.is_dir() else []
+    except (OSError, ValueError) as error:  # ValueError: a pattern that is none
+        raise DataError(f"cannot list {pattern!r}: {error}") from error
     if not files:
         raise DataError(f"no TFRecord file is at {pattern!r}.")
     files = sorted(files, key=lambda file: file.name)
+    for file in files:
+        if not is_regular(file):
+            raise DataError(f"{shown(file)} is no regular file; narrow the pattern {pattern!r}.")
     counts = {f.name.rpartition("-of-")[2].split(".")[0] for f in files if "-of-" in f.name}
-    for count in (c for c in counts if c.isdigit()):
-        have = {f.name.partition("-of-")[0][-5:] for f in files if f"-of-{count}" in f.name}
-        lost = [i for i in range(int(count)) if f"{i:05d}" not in have]
-        if lost:
+    for count in (c for c in counts if c.isdecimal() and c.isascii()):
+        names = (f.name.partition("-of-")[0][-5:] for f in files if f"-of-{count}" in f.name)
+        have = {name for name in names if name.isdecimal() and int(name) < int(count)}
+        missing = int(count) - len(have)
+        if missing > 0:
+            first = next(i for i in itertools.count() if f"{i:05d}" not in have)
             raise DataError(
-                f"{files[0].parent}: {len(lost)} of {count} shards are missing, first number "
-                f"{lost[0]} (...-{lost[0]:05d}-of-{count})."
+                f"{shown(files[0].parent)}: {missing} of {count} shards are missing, first number "
+                f"{first} (...-{first:05d}-of-{count})."
             )
     return files
 
@@ -178,11 +243,11 @@ def make(
       ValueError: no file, a missing shard, a broken header, an unknown layout, or no classes.
     """
     if layout not in ("auto", *LAYOUTS):
-        raise ValueError(f"layout is {layout!r}; there is auto, {', '.join(LAYOUTS)}.")
+        raise Refusal(f"layout is {layout!r}; there is auto, {', '.join(LAYOUTS)}.")
     if isinstance(class_names, str):
-        class_names = epath.Path(class_names).expanduser().read_text().split("\n")
-        class_names = [name for name in class_names if name]
+        text = read_text(epath.Path(class_names).expanduser()) if class_names else ""
+        class_names = [shown(name) for name in text.splitlines() if name]
     if not class_names and not classes:
-        raise ValueError(f"how many classes have the TFRecords {files}? Give classes=1000.")
-    names = class_names or [str(label) for label in range(classes or 0)]
+        raise Refusal(f"how many classes have the TFRecords {files}? Give classes=1000.")
+    names = class_names or number_names(classes or 0, f"classes={classes}")
     return TFRecords(find(files), layout, names)

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from configs import sie
 from jaxequi.data import decoding
 from jaxequi.data.sources import _views, arrays, folder, rotated, threedie
 
@@ -114,11 +115,55 @@ def test_threedie_makes_lists_from_the_folder(threedie_root):
             assert source.class_names[label] == name[:2]
 
 
-def test_each_view_is_an_example_in_file_order(threedie_root):
-    source = _views.EachView(threedie.make(str(threedie_root), "train", num_views=4))
-    assert len(source) == 16
-    latent = np.stack([r["latent"][0] for r in source.read(range(16), views(16))])
-    np.testing.assert_allclose(latent[:, 0] % 1, np.tile([0, 0.1, 0.2, 0.3], 4), atol=1e-6)
+PUBLISHED = {
+    "train_images.npy": ["/03/b/", "/01/d/", "/03/e/"],
+    "train_labels.npy": [2, 0, 2],
+    "val_images.npy": ["/02/c/", "/01/a/"],
+    "val_labels.npy": [1, 0],
+}
+
+
+def test_threedie_reads_lists_that_lie_in_its_root(threedie_root):
+    for file, entries in PUBLISHED.items():
+        np.save(threedie_root / file, np.array(entries))
+    for published in (True, False):
+        train, val = (
+            threedie.make(str(threedie_root), split, num_views=4, published=published)
+            for split in ("train", "val")
+        )
+        assert train.objects == ["03/b", "01/d", "03/e"]
+        assert val.objects == ["02/c", "01/a"]
+        np.testing.assert_array_equal(train.labels, [2, 0, 2])
+        np.testing.assert_array_equal(val.labels, [1, 0])
+    files = lists(threedie_root, ["/01/a/"], [0])  # a list that is named is preferred
+    assert threedie.make(str(threedie_root), "val", **files).objects == ["01/a"]
+    (threedie_root / "val_labels.npy").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*val_labels\.npy"):
+        threedie.make(str(threedie_root), "val")
+    (threedie_root / "val_images.npy").unlink()  # half a split is not made up
+    with pytest.raises(ValueError, match=r"cannot read .*val_images\.npy"):
+        threedie.make(str(threedie_root), "val")
+
+
+def test_the_published_experiment_makes_up_no_split(threedie_root):
+    config = sie.get_config("sie,paper")
+    for part in (config.train, config.val):
+        part.source.root, part.source.num_views = str(threedie_root), 4
+        with pytest.raises(ValueError, match=r"holds no (train|val)_images.npy.*images_file="):
+            threedie.make(**{k: v for k, v in part.source.items() if k != "name"})
+    files = lists(threedie_root, ["/03/b/", "/01/d/", "/02/c/"], [2, 0, 1])
+    config.train.source.update(files)
+    assert len(threedie.make(**{k: v for k, v in config.train.source.items() if k != "name"})) == 3
+    config.val.source.published = False
+    assert len(threedie.make(**{k: v for k, v in config.val.source.items() if k != "name"})) == 1
+
+
+def test_all_views_come_in_storage_order(threedie_root):
+    source = _views.AllViews(threedie.make(str(threedie_root), "train", num_views=4))
+    assert (len(source), source.num_views) == (4, 4)
+    records = source.read(range(4), np.array([[2, 0, 3, 1]] * 4))
+    latents = np.stack([record["latent"][:, 0] for record in records])
+    np.testing.assert_allclose(latents % 1, np.tile([0, 0.1, 0.2, 0.3], (4, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +173,7 @@ def test_each_view_is_an_example_in_file_order(threedie_root):
         (["/03/b/"], [2, 0], "1 objects, but 2 labels"),
         (["/03/b/", "/../../etc/"], [0, 1], "points out of"),
         (["/03/b/", "/01/a/"], [0, -1], "label -1 of object 1"),
+        ([], [], "names no object"),
     ],
 )
 def test_a_wrong_list_is_refused(threedie_root, names, labels, words):
@@ -166,7 +212,7 @@ def test_pickled_objects_are_refused_and_never_run(threedie_root, monkeypatch):
     with pytest.raises(ValueError, match=r"no plain \.npy"):
         source.read([0], views(1))
     np.savez("bomb.npz", images=bomb, labels=bomb)
-    with pytest.raises(ValueError, match=r"no \.npz of plain arrays"):
+    with pytest.raises(ValueError, match=r"images in bomb\.npz is no plain .* pickled objects"):
         arrays.make("bomb.npz")
     assert not (threedie_root / "executed").exists()
 
@@ -212,7 +258,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds none of"):
         arrays.make(str(tmp_path))
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(IMAGES)[:-1])
-    with pytest.raises(ValueError, match="holds 149 bytes"):
+    with pytest.raises(ValueError, match="ends after 149 of 150 bytes"):
         arrays.make(str(tmp_path))
     (tmp_path / "data.npz").write_bytes(b"PK no zip")
     with pytest.raises(ValueError, match=r"no \.npz of plain arrays"):

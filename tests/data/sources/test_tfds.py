@@ -1,5 +1,6 @@
 """Directories that stock TFDS prepared, in both file formats."""
 
+import os
 import pathlib
 import shutil
 import sys
@@ -54,6 +55,49 @@ def test_an_unknown_split_lists_those_there_are(data_dir):
 def test_a_missing_data_set_gives_the_command_that_prepares_it(data_dir):
     with pytest.raises(ValueError, match=r"python -m jaxequi.prepare.tfds cifar10 --data-dir"):
         tfds.make("cifar10", data_dir=str(data_dir))
+
+
+def folder_of(data_dir):
+    return data_dir / "array_record" / "fashion_mnist" / "3.0.1"
+
+
+def test_a_flipped_bit_is_found(data_dir):
+    file = folder_of(data_dir) / "fashion_mnist-train.array_record-00000-of-00001"
+    data = bytearray(file.read_bytes())
+    data[2000] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"fashion_mnist.*(cannot be read|among records)"):
+        all_of(tfds.make("fashion_mnist", "train", str(data_dir / "array_record")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "features.json").write_bytes(b"{"), "is no prepared TFDS data set"),
+        (lambda d: (d / "dataset_info.json").write_bytes(b"\xff"), "is no prepared TFDS data set"),
+        (lambda d: (d / "label.labels.txt").write_text("a\n"), "among records|is no prepared"),
+        (lambda d: os.mkfifo(d / "pipe"), "pipe is no regular file"),
+        (lambda d: [f.unlink() for f in d.glob("*train*")], "among records"),
+    ],
+    ids=["features", "info", "labels", "pipe", "missing"],
+)
+def test_a_damaged_data_set_is_refused(data_dir, spoil, words):
+    spoil(folder_of(data_dir))
+    with pytest.raises(ValueError, match=words):
+        all_of(tfds.make("fashion_mnist", "train", str(data_dir / "array_record")))
+
+
+def test_other_folders_beside_the_versions_do_not_matter(data_dir):
+    for name in ("3.0.1.incompleteABC", "10.x"):
+        shutil.copytree(folder_of(data_dir), folder_of(data_dir).parent / name)
+    assert tfds.locate("fashion_mnist", str(data_dir / "array_record")).name == "3.0.1"
+
+
+def test_a_feature_without_classes_is_named(data_dir):
+    with pytest.raises(
+        ValueError, match=r"has no classes 'image'; its features are image, label\."
+    ):
+        tfds.make("fashion_mnist", "train", str(data_dir / "array_record"), label="image")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

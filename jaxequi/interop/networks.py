@@ -1,0 +1,96 @@
+"""Networks as the programs of this room see them: shapes from a config, values in a run's folder.
+
+All that the room needs of `experiment`, `trained` and `train.checkpoint` is here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxequi import experiment
+from jaxequi.errors import Refusal
+from jaxequi.interop import files
+from jaxequi.train import checkpoint
+from jaxequi.train.workdir import CHECKPOINTS
+from jaxequi.types import PyTree
+
+
+def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
+    """Shapes of the config's method, {"params": ..., **extra}; they depend on no data.
+
+    Args:
+      config: of the method; `train` says of how many views it learns.
+      num_classes: of the data; read by configs that do not say it.
+    """
+    method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
+    views = max(config.train.num_views, len(config.train.views or ()))
+    batch = {
+        "views": jax.ShapeDtypeStruct((2, views, 64, 64, 3), jnp.float32),
+        "latent": jax.ShapeDtypeStruct((2, views, 7), jnp.float32),
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
+    return {"params": params, **extra}
+
+
+def module(config: ml_collections.ConfigDict) -> nn.Module:
+    """Make the config's backbone, for tables that depend on it."""
+    return experiment.make_backbone(config)
+
+
+def backbone(variables: PyTree) -> PyTree:
+    """The variables (or shapes) of a whole network's backbone: {"params": ..., "batch_stats"}."""
+    return {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
+
+
+def under_backbone(variables: PyTree) -> PyTree:
+    """The inverse of `backbone`, for a network that is a backbone alone."""
+    return {name: {"backbone": tree} for name, tree in variables.items()}
+
+
+def load(
+    run: str | pathlib.Path, step: int | None = None, backbone_alone: bool = False
+) -> tuple[int, ml_collections.ConfigDict, PyTree]:
+    """Read a checkpoint of a run, the newest if no step is named.
+
+    Returns:
+      Its step, its config, and {"params": ..., **extra}; numpy arrays. With `backbone_alone` the
+      config has no method, and the variables are those of the backbone.
+
+    Raises:
+      ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
+    """
+    folder = pathlib.Path(run).absolute() / CHECKPOINTS
+    step, saved, params, extra = checkpoint.read_network(folder, step)
+    config = ml_collections.ConfigDict(saved)
+    if "backbone" not in config or "backbone" not in params:
+        raise Refusal(f"{run} holds {', '.join(params)}, but no backbone")
+    variables = {"params": params, **extra}
+    if backbone_alone:
+        config.method = None
+        variables = under_backbone(backbone(variables))
+    return step, config, variables
+
+
+def save(
+    workdir: str | pathlib.Path, config: ml_collections.ConfigDict, variables: PyTree, step: int
+) -> None:
+    """Write the folder of a run that holds a network and no optimizer; all or nothing.
+
+    Raises:
+      ValueError: the folder has checkpoints already, or cannot be written.
+    """
+    folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
+    if folder.is_dir() and any(folder.iterdir()):
+        raise Refusal(f"{folder} has checkpoints already; give another --workdir")
+    extra = dict(variables)
+    state = {"params": extra.pop("params"), "extra": extra}
+    with files.appearing(folder) as part:
+        checkpoints = checkpoint.Checkpoints(part, keep=1)
+        checkpoints.save(step, state, config.to_dict(), window=[])
+        checkpoints.close()

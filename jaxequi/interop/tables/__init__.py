@@ -1,1 +1,0 @@
-"""Names of the modules of each model: ours against torch's."""
