@@ -3,6 +3,11 @@
 The filters are made of their coefficients once a step. For each network: the train step beside that
 of a plain ResNet-18 with all its channels written out, the share of it that making the filters and
 their gradient takes, and how long the parameters take to draw.
+
+Two CPU cores that other programs share, 2026-11-27, fast widths (64 channels), batch 16, 65 pixels,
+by the processor's time: the steerable step takes 1.12 (C4), 1.13 (D4) and 1.12 times (C8) what the
+plain one takes, of which filters and their gradient are 5, 7 and 8 %. They do not grow with batch
+and picture, which the rest of the step does.
 """
 
 from __future__ import annotations
