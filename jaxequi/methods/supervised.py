@@ -16,6 +16,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic
 from jaxequi.groups.rotation import rotate
 from jaxequi.nn.heads import Linear
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.objectives import classification
 from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
 
@@ -38,7 +39,7 @@ class Classifier(nn.Module):
         """Compute representation and logits."""
         representation = self.backbone(images, train)
         logits = Linear(self.num_classes, dtype=self.dtype, name="classifier")(representation)
-        return representation, logits.astype(jnp.float32)
+        return representation, at_least_f32(logits)
 
 
 def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp.float32) -> Method:
@@ -47,7 +48,8 @@ def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp
     A batch has one view. `encode` gives `representation` f32[B, 1, R], `logits` f32[B, 1, K] and
     `turned_logits` f32[B, turns, K] of the images turned by 0, 1, ... times 360 / turns degrees:
     quarter turns move pixels, all others interpolate with 0 outside (`groups.rotation`). A metric
-    is the `accuracy` on the training batch.
+    is the `accuracy` on the training batch. Where a batch has shares of the classes (`target`
+    f32[B, K] of mixup, cutmix or smoothed labels) they take the labels' place in the loss.
 
     Args:
       backbone: a module with `(images f32[B, H, W, 3], train) -> f32[B, R]`.
@@ -80,7 +82,11 @@ def make(backbone: nn.Module, num_classes: int, turns: int = 4, dtype: Any = jnp
         )
         metrics = {"accuracy": classification.top_k(logits, labels, 1)}
         features = {"representation": representation[:, None], "logits": logits[:, None]}
-        return classification.cross_entropy(logits, labels), Output(dict(extra), metrics, features)
+        if "target" in batch:  # mixed examples belong to several classes
+            error = classification.soft_cross_entropy(logits, batch["target"])
+        else:
+            error = classification.cross_entropy(logits, labels)
+        return error, Output(dict(extra), metrics, features)
 
     def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
         images = _images({"views": views})

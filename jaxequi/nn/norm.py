@@ -20,6 +20,11 @@ from jaxequi.groups.representations import FieldType, check_channels, check_poin
 from jaxequi.types import Array
 
 
+def at_least_f32(x: Array) -> Array:
+    """Take bfloat16 to f32; what is f32 or f64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _rows(x: Array, groups: int) -> Array:
     """View [B, ..., C] as f32[G, n, C], or f32[n, C] for one group.
 
@@ -31,7 +36,7 @@ def _rows(x: Array, groups: int) -> Array:
             f"BatchNorm: groups={groups} does not divide the batch of {batch}; choose a divisor."
         )
     shape = (-1, channels) if groups == 1 else (groups, -1, channels)
-    return x.astype(jnp.float32).reshape(shape)
+    return at_least_f32(x).reshape(shape)
 
 
 def _field_means(rows: Array, groups: int, field_size: int) -> Array:
@@ -88,7 +93,7 @@ def normalize(
     """
     groups = mean.shape[0]
     # One group needs no rows: pixels stay where they are, as `probes.exactness` wants to see them.
-    rows = x.astype(jnp.float32) if groups == 1 else _rows(x, groups)
+    rows = at_least_f32(x) if groups == 1 else _rows(x, groups)
     gain = jax.lax.rsqrt(var + epsilon) * scale
     rows = (rows - _spread(mean, rows)) * _spread(gain, rows) + _spread(bias[None], rows)
     return rows.reshape(x.shape).astype(x.dtype)
@@ -156,9 +161,13 @@ class BatchNorm(nn.Module):
         field of the regular representation (channel = field * field_size + g).
       momentum: weight of the new statistics, as torch counts it.
       epsilon: added to the variance.
-      unbiased: running variance with n - 1; False for `plainsync` of revisitAIRL.
+      unbiased: running variance with n - 1.
+      affine: with `scale` and `bias`; without, the module has no parameters.
       scale_init: zeros for the last norm of a residual branch.
-      affine: learn `scale` and `bias`; without, they are 1 and 0 and no parameters.
+
+    The flavours of revisitAIRL (`models/utils/batch_norm.py`) on W workers are `vanilla` and
+    `customized`, groups=W; `torchsync`, groups=1; `plainsync`, groups=1 and, for W > 1,
+    unbiased=False.
 
     Raises:
       ValueError: groups does not divide B, field_size does not divide C, or a training batch has
@@ -171,8 +180,8 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
     unbiased: bool = True
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
     affine: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
