@@ -93,9 +93,12 @@ class SteerableResNet(nn.Module):
             x = MaxPool(3, 2, 1, name="pool")(x)
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
+                width = self.width * 2**stage
                 x = block(
-                    width=self.width * 2**stage,
+                    width=width,
+                    inner=width,
                     stride=2 if stage > 0 and i == 0 else 1,
+                    dilation=1,
                     conv=conv,
                     norm=norm,
                     field_size=self.group.order,

@@ -292,6 +292,7 @@ class RegularConv(_Layer):
       features: O, fields that it makes.
       kernel_size: k, odd.
       stride, padding: as in `steerable_conv`.
+      dilation: step between the taps.
       group: the group.
       lifting: the input is an image of trivial fields, not regular ones.
       antialias: convolve without the stride, and `blur_pool` with it.
@@ -305,6 +306,7 @@ class RegularConv(_Layer):
     kernel_size: int
     stride: Pair = 1
     padding: Pair = 0
+    dilation: int = 1
     group: Group = Group(1)
     lifting: bool = False
     antialias: bool = False
@@ -318,7 +320,10 @@ class RegularConv(_Layer):
         else:
             run = (regular, planar.fields(self.group, channels))
         space = FilterSpace(
-            FieldType((run,)), FieldType(((regular, self.features),)), self.kernel_size
+            FieldType((run,)),
+            FieldType(((regular, self.features),)),
+            self.kernel_size,
+            self.dilation,
         )
         blur = self.antialias and self.stride != 1
         stride = 1 if blur else self.stride

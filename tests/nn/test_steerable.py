@@ -63,7 +63,7 @@ def test_any_fields_keep_what_the_grid_allows(group, keys):
 def test_turns_by_45_degrees_to_one_percent(size, bound, keys):
     group = cyclic(8)
     kind = FieldType(((regular(group), 1),))
-    layer = RegularConv(1, size, 1, size // 2, group)
+    layer = RegularConv(1, size, 1, size // 2, group=group)
     x = smooth(65, kind.size)
     variables = layer.init(next(keys), x)
 
@@ -87,10 +87,10 @@ def test_the_fields_are_those_of_the_group_convolutions(keys):
     group = dihedral(4)
     layers = [
         LiftingConv(2, group, padding=1),
-        RegularConv(3, 3, 2, 1, group),
+        RegularConv(3, 3, 2, 1, group=group),
         BatchNorm(True, field_size=group.order),
         GroupConv(2, group, padding=1),
-        RegularConv(2, 1, 1, 0, group),
+        RegularConv(2, 1, 1, 0, group=group),
     ]
     x = jax.random.normal(next(keys), (1, 9, 9, 3))
     variables, h = [], x
@@ -136,7 +136,7 @@ def test_the_start_is_generalised_he(keys):
         FilterSpace(FieldType(((regular(group), 1),)), FieldType(((regular(group), 1),)))
     )["weights"]
     np.testing.assert_allclose(scales, single / np.sqrt(3), rtol=1e-12)
-    layer = RegularConv(64, 3, 1, 1, group)
+    layer = RegularConv(64, 3, 1, 1, group=group)
     params = layer.init(next(keys), jnp.zeros((1, 5, 5, 64 * 8)))["params"]["weights"]
     assert params.shape == (48, 64, 64)
     np.testing.assert_allclose(params.std((1, 2)), single / 8, rtol=0.05)
@@ -206,16 +206,16 @@ def test_a_blur_strides_with_less_aliasing(keys):
     checker = jnp.asarray(np.indices((9, 9)).sum(0) % 2 * 2.0 - 1)[None, :, :, None]
     assert np.abs(checker[:, ::2, ::2]).min() == 1  # a stride alone makes it a constant
     assert np.abs(blur_pool(checker)[:, 1:-1, 1:-1]).max() < 0.1
-    layer = RegularConv(1, 3, 2, 1, group, lifting=True, antialias=True)
+    layer = RegularConv(1, 3, 2, 1, group=group, lifting=True, antialias=True)
     y, variables = layer.init_with_output(next(keys), jnp.asarray(x))
     assert y.shape == (1, 5, 5, 4)
-    plain = RegularConv(1, 3, 1, 1, group, lifting=True)
+    plain = RegularConv(1, 3, 1, 1, group=group, lifting=True)
     np.testing.assert_allclose(y, blur_pool(plain.apply(variables, jnp.asarray(x))), rtol=1e-6)
 
 
 def test_half_precision_keeps_a_symmetric_filter(keys):
     group = cyclic(4)
-    layer = RegularConv(2, 3, 1, 1, group, dtype=jnp.bfloat16)
+    layer = RegularConv(2, 3, 1, 1, group=group, dtype=jnp.bfloat16)
     x = jax.random.normal(next(keys), (1, 5, 5, 8))
     y, variables = layer.init_with_output(next(keys), x)
     assert y.dtype == jnp.bfloat16

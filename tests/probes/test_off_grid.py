@@ -25,7 +25,7 @@ def smooth(size):
 
 @pytest.mark.parametrize("group", [cyclic(8), dihedral(8)], ids=lambda g: g.name)
 def test_turns_on_the_grid_are_exact_and_the_others_close(group, keys):
-    layer = RegularConv(1, 5, 1, 2, group, lifting=True)
+    layer = RegularConv(1, 5, 1, 2, group=group, lifting=True)
     x = smooth(33)
     variables = layer.init(next(keys), x)
     fn = functools.partial(layer.apply, variables)
@@ -41,7 +41,7 @@ def test_turns_on_the_grid_are_exact_and_the_others_close(group, keys):
 def test_what_is_measured_off_the_grid(keys):
     # by hand: everything outside the disc is 0 first, and maps are compared inside it
     group = cyclic(8)
-    layer = RegularConv(1, 3, 1, 1, group, lifting=True)
+    layer = RegularConv(1, 3, 1, 1, group=group, lifting=True)
     x = np.asarray(jax.random.normal(next(keys), (3, 9, 9, 1)))
     variables = layer.init(next(keys), x)
     fn = functools.partial(layer.apply, variables)
@@ -87,7 +87,7 @@ def test_a_probe_says_both_and_draws_both(keys):
 
 
 def test_curves_of_a_group_on_the_grid_are_single(keys):
-    layer = RegularConv(1, 3, 1, 1, cyclic(4), lifting=True)
+    layer = RegularConv(1, 3, 1, 1, group=cyclic(4), lifting=True)
     x = smooth(9)
     fn = functools.partial(layer.apply, layer.init(next(keys), x))
     errors = equivariance.measure(fn, x, cyclic(4))
