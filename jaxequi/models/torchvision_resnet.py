@@ -37,6 +37,7 @@ class BasicBlock(nn.Module):
       dilation: of the 3x3 convolution of a bottleneck.
       conv, norm: layers without their sizes.
       last_scale_init: of the scale of the branch's last norm.
+      field_size: channels that `conv` makes for each of its features: the order of a group, or 1.
     """
 
     width: int
@@ -45,7 +46,8 @@ class BasicBlock(nn.Module):
     dilation: int
     conv: Any
     norm: Any
-    last_scale_init: nn.initializers.Initializer
+    last_scale_init: nn.initializers.Initializer = nn.initializers.ones
+    field_size: int = 1
 
     expansion: ClassVar[int] = 1
 
@@ -60,7 +62,7 @@ class BasicBlock(nn.Module):
     def shortcut(self, x: Array) -> Array:
         """Convolve x where the branch changes its size or its channels."""
         outer = self.width * self.expansion
-        if self.stride == 1 and x.shape[-1] == outer:
+        if self.stride == 1 and x.shape[-1] == outer * self.field_size:
             return x
         x = self.conv(outer, 1, self.stride, name="shortcut_conv")(x)
         return self.norm(name="shortcut_bn")(x)

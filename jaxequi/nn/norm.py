@@ -13,8 +13,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxequi.errors import Refusal
+from jaxequi.groups.representations import FieldType, check_channels, check_pointwise
 from jaxequi.types import Array
 
 
@@ -209,3 +211,51 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + take * mean[0]
             running_var.value = keep * running_var.value + take * correction * var[0]
         return y
+
+
+class InnerBatchNorm(nn.Module):
+    """`BatchNorm` of fields of any sizes: statistics, scale and bias are one number a field.
+
+    escnn `nn/modules/batchnormalization/inner.py`. Fields of d channels share the norm `size_d`,
+    whatever stands between them; for fields of one size that is `BatchNorm(field_size=d)`.
+
+    Attributes:
+      kind: what the channels are.
+      use_running_average, groups, momentum, epsilon: as in `BatchNorm`.
+
+    Raises:
+      ValueError: other channels than the type has, fields whose channels do not permute, or as
+        `BatchNorm`.
+    """
+
+    kind: FieldType
+    use_running_average: bool | None = None
+    groups: int = 1
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
+        check_channels(self.kind, x.shape[-1])
+        check_pointwise(self.kind, "InnerBatchNorm")
+        by_size: dict[int, list[int]] = {}
+        for representation, start in self.kind.fields():
+            by_size.setdefault(representation.size, []).extend(
+                range(start, start + representation.size)
+            )
+        parts = []
+        for size, channels in sorted(by_size.items()):
+            norm = BatchNorm(
+                self.use_running_average,
+                self.groups,
+                size,
+                self.momentum,
+                self.epsilon,
+                name=f"size_{size}",
+            )
+            mine = x if len(by_size) == 1 else x[..., np.array(channels)]
+            parts.append(norm(mine, use_running_average))
+        if len(by_size) == 1:
+            return parts[0]
+        place = np.argsort(np.concatenate([channels for _, channels in sorted(by_size.items())]))
+        return jnp.concatenate(parts, -1)[..., place]
