@@ -5,12 +5,12 @@ megvii-research/revisitAIRL, `exp/byol.py`, `exp/byol_based/byol_lars.py`.
 
     python -m jaxequi.main --config=configs/byol.py                # on scikit-learn's digits
     python -m jaxequi.main --config=configs/byol.py:lars
-    python -m jaxequi.main --config=configs/byol.py:sgd,paper --config.train.source.root=DIR/train \\
-        --config.val.source.root=DIR/val
+    python -m jaxequi.main --config=configs/byol.py:sgd,paper \\
+        --config.train.source.root=DIR/train --config.val.source.root=DIR/val
     python -m jaxequi.main --config=configs/linear.py --config.init_from=RUN
 
-Variants: `sgd` (the default) and `lars`. Words: `paper` is ImageNet, ResNet-50, batch 256 (LARS 4096),
-200 epochs; `smoke` takes seconds. BatchNorm sees the whole batch.
+Variants: `sgd` (the default) and `lars`. Words: `paper` is ImageNet, ResNet-50, batch 256 (LARS
+4096), 200 epochs; `smoke` takes seconds. BatchNorm sees the whole batch.
 """
 
 from configs import common
@@ -75,12 +75,7 @@ def _smoke(config, variant: str) -> None:
     del variant
 
     def shrink(config):
-        config.backbone = {
-            "name": "resnet",
-            "architecture": "resnet10",
-            "width": 4,
-            "stem": "small",
-        }
+        config.backbone = {**common.SMALL_RESNET, "width": 4}
         config.method.projector = config.method.predictor = "16-8"
         config.dtype = "float32"
         common.digits(config, views=2)

@@ -11,6 +11,7 @@ import ml_collections
 from jaxequi.data import recipes
 
 Change = Mapping[str, Any]
+SMALL_RESNET = {"name": "resnet", "architecture": "resnet10", "stem": "small"}
 
 
 # A field that is None until somebody sets it.
@@ -98,12 +99,10 @@ def knn(k: int) -> dict[str, Any]:
 def digits(config: ml_collections.ConfigDict, views: int, size: int = 16) -> None:
     """Learn from crops of scikit-learn's digits without their labels; nothing to download."""
     crop = f"decode|random_resized_crop({size}, scale=(0.4, 1.0))"
-    jitter = "color_jitter(0.4, 0.4, 0.0, 0.0, p=0.8)|normalise('unit')"
-    source = {"name": "digits", "split": "train"}
-    config.train = train_set(
-        source, (crop,) * views, (jitter if views > 1 else "normalise('unit')",)
-    )
-    shown = {"views": (f"decode|resize(({size}, {size}))",), "augment": ("normalise('unit')",)}
+    plain = "normalise('unit')"
+    photometry = f"color_jitter(0.4, 0.4, 0.0, 0.0, p=0.8)|{plain}" if views > 1 else plain
+    config.train = train_set({"name": "digits", "split": "train"}, (crop,) * views, (photometry,))
+    shown = {"views": (f"decode|resize(({size}, {size}))",), "augment": (plain,)}
     config.val = held_out_set({"name": "digits", "split": "test"}, **shown, batch_size=64)
 
 
@@ -121,7 +120,7 @@ def imagenet(config: ml_collections.ConfigDict, views: Any, augment: Any) -> Non
 
 def small_ssl(config: ml_collections.ConfigDict, words: str) -> None:
     """What the embedded default of every method without labels has in common."""
-    config.backbone = {"name": "resnet", "architecture": "resnet10", "width": 16, "stem": "small"}
+    config.backbone = {**SMALL_RESNET, "width": 16}
     config.batch_size = 64
     config.total_epochs = 30
     config.evals = {"online": {}, "knn": knn(20), "rank": {}}

@@ -3,8 +3,8 @@
 He et al., CVPR 2022, arXiv 2111.06377; facebookresearch/mae, `main_pretrain.py`, PRETRAIN.md.
 
     python -m jaxequi.main --config=configs/mae.py                 # on scikit-learn's digits
-    python -m jaxequi.main --config=configs/mae.py:large,paper --config.train.source.root=DIR/train \\
-        --config.val.source.root=DIR/val
+    python -m jaxequi.main --config=configs/mae.py:large,paper \\
+        --config.train.source.root=DIR/train --config.val.source.root=DIR/val
     python -m jaxequi.main --config=configs/linear.py --config.init_from=RUN
 
 Variants are the sizes of the encoder: `base` (the default), `large`, `huge`. Words: `paper` is

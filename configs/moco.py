@@ -1,8 +1,8 @@
 """MoCo v1, v2, v2+ and S-MoCo v2+: a queue of keys and a key encoder that follows slowly.
 
-He et al., CVPR 2020, arXiv 1911.05722; Chen et al., arXiv 2003.04297; Huang et al. (the benchmark of
-augmentation-invariant learning), ECCV 2022, arXiv 2208.00275. megvii-research/revisitAIRL, `exp/`;
-facebookresearch/moco, `main_moco.py`.
+He et al., CVPR 2020, arXiv 1911.05722; Chen et al., arXiv 2003.04297; Huang et al. (the benchmark
+of augmentation-invariant learning), ECCV 2022, arXiv 2208.00275. megvii-research/revisitAIRL,
+`exp/`; facebookresearch/moco, `main_moco.py`.
 
     python -m jaxequi.main --config=configs/moco.py                # v2 on scikit-learn's digits
     python -m jaxequi.main --config=configs/moco.py:v2plus
@@ -123,12 +123,7 @@ def _smoke(config, variant: str) -> None:
     """Three steps of narrow networks."""
 
     def shrink(config):
-        config.backbone = {
-            "name": "resnet",
-            "architecture": "resnet10",
-            "width": 4,
-            "stem": "small",
-        }
+        config.backbone = {**common.SMALL_RESNET, "width": 4}
         config.method.projector = "8" if "v1" in variant else "16-8"
         if "predictor" in config.method:
             config.method.predictor = "16-8"
