@@ -27,6 +27,8 @@ def shown(value: Any) -> str:
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotation; what says nothing of a plain value fits all."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
     if kind is None or kind is types.NoneType:
         return value is None
     if origin in (typing.Union, types.UnionType):
@@ -80,7 +82,7 @@ def check(what: str, value: Any, kind: Any) -> None:
         raise Refusal(f"{what}={shown(value)}: it must be {told(kind)}")
 
 
-def annotations(function: Callable[..., Any]) -> dict[str, Any]:
+def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function's parameters, as far as they can be evaluated."""
     try:
         return typing.get_type_hints(function)
@@ -99,7 +101,7 @@ def call(what: str, function: Callable[..., Any], given: Mapping[str, Any], **fa
       ValueError: an argument is of another type than the function says, is missing, or is refused
         by the function.
     """
-    kinds = annotations(function)
+    kinds = kinds_of(function)
     for name, value in given.items():
         if name in kinds:
             check(f"{what}: {name}", value, kinds[name])

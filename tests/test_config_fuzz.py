@@ -17,7 +17,7 @@ from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.train.job import Job
 
-EXAMPLES = int(os.environ.get("FUZZ", 60))  # of each config
+EXAMPLES = int(os.environ.get("FUZZ", 25))  # of each config
 SECONDS = 10.0  # for any one of them
 
 NESTED = {"name": {"name": {"name": {"name": [[[[]]]]}}}}

@@ -58,7 +58,7 @@ def make(
         wanted = inspect.signature(module.evaluate).parameters
         optional = options.pop("optional", False)
         arguments.check(f"evals.{name}.optional", optional, bool)
-        kinds = arguments.annotations(module.evaluate)
+        kinds = arguments.kinds_of(module.evaluate)
         for option in options:
             if option not in wanted:
                 own = [other for other in wanted if other not in ("sets", *FACTS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -163,6 +164,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
         _at_least(config, field, 0)
     if config.seed >= 2**32:
         raise Refusal(f"seed={config.seed}: it must be below 2**32")
+    try:
+        re.compile(config.fresh)
+    except re.error as error:
+        raise Refusal(f"fresh={config.fresh!r} is no regular expression: {error}") from error
     if config.best_mode not in ("max", "min"):
         raise Refusal(f"best_mode={config.best_mode!r}: use 'max' or 'min'")
 

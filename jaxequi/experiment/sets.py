@@ -241,6 +241,7 @@ def make_set(
 
 
 def _check(name: str, given: Mapping[str, Any]) -> None:
+    arguments.check(name, given, Mapping)
     missing = [field for field in NEEDED if field not in given]
     if missing:
         raise Refusal(f"the set {name} lacks {', '.join(missing)}; see {__name__}")
