@@ -47,7 +47,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], free: Sequence[str] 
         difference).
     """
     there = workdir
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:  # a link to nowhere is in the way
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "is no folder" if not there.is_dir() else "may not be written"
@@ -97,7 +97,7 @@ def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Itera
                 part.write_text(json.dumps(config, indent=2) + "\n")
                 part.replace(workdir / CONFIG_FILE)
         except OSError as error:
-            if error.errno in OF_A_DISK or not _inside(workdir, error.filename):
+            if error.errno in OF_A_DISK:
                 raise
             raise Refusal(
                 f"workdir {workdir} cannot be used: {error.strerror} ({error.filename}). Give a "
