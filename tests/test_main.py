@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -86,7 +87,8 @@ def test_a_refusal_leaves_nothing(arguments, message, sie_run, tmp_path, monkeyp
     start = (f"--config.init_from={sie_run}",) if LINEAR in arguments else ()
     argv = ["main", *arguments, *start]
     monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
-    assert main.main(argv) == cli.BAD_INPUT
+    fresh = importlib.reload(main)  # flags are defined once a module
+    assert fresh.main(argv) == cli.BAD_INPUT
     [told] = capsys.readouterr().err.splitlines()
     assert message in told
     assert sorted(child.name for child in tmp_path.iterdir()) == ["file", "link"]
