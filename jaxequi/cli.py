@@ -18,8 +18,9 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxequi.errors import Refusal
+from jaxequi.errors import Refusal, Unwritable
 
+FAILED = 1  # exit code: it was begun and could not be finished
 BAD_INPUT = 2  # exit code: what was given cannot be done, and nothing was
 _HELP = {"-h", "--help", "--helpfull", "--helpshort"}
 
@@ -27,15 +28,21 @@ Main = Callable[[list[str]], int]
 
 
 def program(main: Main) -> Main:
-    """Make a program of a function: what it refuses is one message, and exit code 2."""
+    """Make a program of a function: what it refuses is one message, and exit code 2.
+
+    A disk that is full is one message too, and exit code 1.
+    """
 
     @functools.wraps(main)
     def clean(argv: list[str]) -> int:
-        logging.set_verbosity(logging.ERROR)  # orbax tells every file it reads and writes
+        # Orbax tells every file that it reads and writes; what it cannot do it also raises.
+        logging.set_verbosity(logging.FATAL)
         try:
             return main(argv)
         except Refusal as error:
             return refuse(str(error))
+        except Unwritable as error:
+            return refuse(str(error), code=FAILED)
 
     return clean
 

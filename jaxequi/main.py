@@ -9,8 +9,8 @@ the published experiment). Any field can be set: --config.batch_size=128 --confi
 Where things live: configs/ the experiments; jaxequi/methods/ what is learned, jaxequi/objectives/
 the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; the map is in README.md.
 
-Exit codes: 0 finished, 1 failed (a metric was not finite), 2 bad input (nothing was done),
-85 interrupted and saved.
+Exit codes: 0 finished, 1 failed (a metric was not finite, the disk was full), 2 bad input (nothing
+was done), 85 interrupted and saved.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from absl import flags
 from jaxequi import cli, experiment
 from jaxequi.errors import Refusal
 from jaxequi.train import log, loop, mesh
+from jaxequi.train import workdir as folders
 from jaxequi.train.job import Job
 
-FAILED = 1
 PROBED_IMAGES = 16  # of the probe in a report; `python -m jaxequi.probe` takes more
 
 FLAGS = flags.FlagValues()
@@ -58,9 +58,10 @@ def main(argv: list[str]) -> int:
     try:
         code = loop.run(job, workdir)
     except log.NonFiniteError as error:
-        return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=FAILED)
+        return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=cli.FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
-        _report(job, workdir)
+        with folders.writing(workdir):
+            _report(job, workdir)
     return code
 
 

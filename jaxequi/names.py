@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxequi import arguments
 from jaxequi.errors import Refusal
 
 
@@ -21,12 +23,18 @@ def choices(folder: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> Refusal:
+def unknown(kind: str, given: Any, allowed: Iterable[str]) -> Refusal:
     """The error for a name that does not exist: what was given, what exists, the nearest."""
     allowed = sorted(allowed)
+    if not isinstance(given, str):
+        return Refusal(
+            f"{kind} {arguments.shown(given)} is no name. There is: {', '.join(allowed)}."
+        )
     near = difflib.get_close_matches(given, allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return Refusal(f"unknown {kind} {given!r}.{hint} There is: {', '.join(allowed)}.")
+    return Refusal(
+        f"unknown {kind} {arguments.shown(given)}.{hint} There is: {', '.join(allowed)}."
+    )
 
 
 def module(folder: str, name: str, kind: str = "") -> types.ModuleType:
@@ -38,7 +46,7 @@ def module(folder: str, name: str, kind: str = "") -> types.ModuleType:
     Raises:
       ValueError: no such file or module; the message lists the folder's names.
     """
-    if "." in name:
+    if isinstance(name, str) and all(map(str.isidentifier, name.split("."))) and "." in name:
         try:
             return importlib.import_module(name)
         except ImportError as error:
@@ -63,3 +71,28 @@ def find(folder: str, name: str, attribute: str = "make") -> Callable[..., Any]:
     if not hasattr(found, attribute):
         raise Refusal(f"{name!r} has no function {attribute!r}, by which {folder} are made")
     return getattr(found, attribute)
+
+
+def made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:
+    """Call `make` of the file that a field names, with the rest of the field as arguments.
+
+    Args:
+      more: arguments that the config does not give; those that this `make` takes.
+
+    Raises:
+      ValueError: a name that does not exist, or an argument that is not its own or is missing.
+    """
+    given = dict(field)
+    if "name" not in given:
+        raise Refusal(
+            f"a part of {folder} is made by its `name`, and {arguments.shown(given)} has none"
+        )
+    name = given.pop("name")
+    make = find(folder, name)
+    allowed = inspect.signature(make).parameters
+    for argument in given:
+        if argument not in allowed:
+            own = [other for other in allowed if other not in more]
+            raise unknown(f"argument of {folder} {name!r} in this config:", argument, own)
+    more = {argument: value for argument, value in more.items() if argument in allowed}
+    return arguments.call(f"{folder} {name!r}", make, given, **more)

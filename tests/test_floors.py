@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "jaxequi"
 FLOORS = [
-    {"errors", "types", "names", "pipes"},
+    {"errors", "types", "arguments", "names", "pipes"},
     {"groups"},
     {"nn"},
     {"models"},

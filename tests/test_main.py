@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -10,6 +11,8 @@ import sys
 import time
 
 import pytest
+
+from jaxequi import cli, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -47,6 +50,59 @@ def test_bad_input_is_one_clean_message(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SMOKE = f"--config={ROOT}/configs/sie.py:smoke"
+LINEAR = f"--config={ROOT}/configs/linear.py:smoke"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SMOKE, "--config.total_steps=abc"), "config.total_steps=abc"),
+        ((SMOKE, "--config.evals.knn.k=0"), "evals.knn.k=0: between 1 and the 20"),
+        ((SMOKE, "--config.val.eval_examples=0"), "val.eval_examples=0: it must be at least 1"),
+        ((SMOKE, "--config.mesh.data=-2"), "mesh data=-2, fsdp=1 does not fit"),
+        ((SMOKE, "--config.mesh.fsdp=1000"), "fsdp=1000 does not fit"),
+        ((SMOKE, "--config.train.num_views=51"), "stores 50 of an example"),
+        ((LINEAR, "--config.train.source=scenes("), "cannot read 'scenes('"),
+        ((LINEAR, "--config.train.source=scenez()"), "Did you mean 'scenes'"),
+        ((LINEAR, "--config.train.source="), "unknown name in data.sources ''"),
+        ((LINEAR, "--config.train.source=scenes()|scenes()"), "a source is one"),
+        ((LINEAR, "--config.init_encoder=targt"), "encoder 'targt'"),
+        ((LINEAR, "--config.init_step=77"), "no checkpoint of step 77"),
+        ((LINEAR, "--config.fresh=["), "fresh='[' is no regular expression"),
+        ((SMOKE, "--workdir=file"), "file is no folder"),
+        ((SMOKE, "--workdir=file/below"), "file is no folder"),
+        ((SMOKE, "--workdir=link"), "link is no folder"),
+        ((SMOKE, "--workdir=link/below"), "link is no folder"),
+    ],
+    ids=lambda given: given[-1].lstrip("-") if isinstance(given, tuple) else "",
+)
+def test_a_refusal_leaves_nothing(arguments, message, sie_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    start = (f"--config.init_from={sie_run}",) if LINEAR in arguments else ()
+    argv = ["main", *arguments, *start]
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
+    fresh = importlib.reload(main)  # flags are defined once a module
+    assert fresh.main(argv) == cli.BAD_INPUT
+    [told] = capsys.readouterr().err.splitlines()
+    assert message in told
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_machine_that_is_not_there(tmp_path):
+    env = {**os.environ, "JAX_PLATFORMS": "nothing", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command(SMOKE), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == cli.BAD_INPUT, done.stderr
+    assert "JAX_PLATFORMS='nothing'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for_steps(metrics, *running):

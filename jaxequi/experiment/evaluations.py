@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from jaxequi import names
+from jaxequi import arguments, names
 from jaxequi.errors import Refusal
 from jaxequi.experiment.trained import Trained
 from jaxequi.train.job import Evaluation, Pass
@@ -52,15 +52,20 @@ def make(
         options = dict(given)
         file = options.pop("name", name)
         module: Any = names.module("evals", file, f"evaluation (evals.{name})")
-        asked = tuple(options.pop("sets", None) or module.SETS)
+        asked = options.pop("sets", None) or module.SETS
+        arguments.check(f"evals.{name}.sets", asked, Sequence[str])
+        asked = tuple(asked)
         wanted = inspect.signature(module.evaluate).parameters
         optional = options.pop("optional", False)
+        arguments.check(f"evals.{name}.optional", optional, bool)
+        kinds = arguments.kinds_of(module.evaluate)
         for option in options:
             if option not in wanted:
                 own = [other for other in wanted if other not in ("sets", *FACTS)]
                 raise names.unknown(
                     f"option of evals.{name}", option, [*own, "sets", "name", "optional"]
                 )
+            arguments.check(f"evals.{name}.{option}", options[option], kinds.get(option, Any))
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         predict: Callable[[PyTree, PyTree], Predictor] | None = None
         if "predictor" in wanted:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import ml_collections
 
-from jaxequi import names
+from jaxequi import arguments, names
 from jaxequi.data import order
 from jaxequi.errors import Refusal
 from jaxequi.experiment import cache, evaluations, networks, sets, trained
@@ -24,14 +25,34 @@ from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.state import Start
 from jaxequi.types import Batch, Method
 
+# What a config has, and of what type. Sets and the arguments of what has a `name` are checked where
+# they are made.
+Names = Sequence[str]
+FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("seed", "batch_size", "accumulate", "keep_checkpoints"), int),
+    **dict.fromkeys(("log_every_steps", "eval_every_steps", "save_every_steps"), int),
+    **dict.fromkeys(("dtype", "init_encoder", "fresh", "check", "best_mode"), str),
+    **dict.fromkeys(("total_steps", "total_epochs", "init_step"), int | None),
+    **dict.fromkeys(("init_from", "best"), str | None),
+    **dict.fromkeys(("method", "optimizer", "train"), Mapping),
+    "remat": bool,
+    "norm": {"groups": int, "momentum": float, "epsilon": float, "unbiased": bool},
+    "cache": {"on": bool, "folder": str | None},
+    "online": {
+        "features": Names,
+        "relation": str | None,
+        "every_part": bool,
+        "whole_parts": bool,
+    },
+    "evals": Mapping[str, Mapping],
+    "mesh": {"data": int, "fsdp": int},
+    "sharding": Sequence[tuple[str, str]],
+    "loader": {"threads": int, "buffer": int, "on_error": str},
+    "show": Names,
+    "profile_steps": Sequence[int],
+    "backbone": Mapping | None,
+}
 # Fields on which no result depends: they may change between two starts of one run.
-FIELDS = (
-    *("seed", "total_steps", "total_epochs", "batch_size", "accumulate", "dtype", "remat", "norm"),
-    *("init_from", "init_step", "init_encoder", "fresh", "cache", "online", "evals", "check"),
-    *("mesh", "sharding", "loader", "log_every_steps", "eval_every_steps", "save_every_steps"),
-    *("keep_checkpoints", "best", "best_mode", "show", "profile_steps"),
-    *("method", "backbone", "optimizer", "train"),
-)
 FREE_FIELDS = (
     "mesh",
     "sharding",
@@ -57,8 +78,8 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         and nothing written.
     """
     config, overridden = config.copy_and_resolve_references(), set(overridden)
-    networks.follow_names(config, overridden)
     _check(config)
+    networks.follow_names(config, overridden)
     network = _start_network(config)
     mesh = meshes.make_mesh(**config.mesh)
     batch_size = config.batch_size
@@ -94,8 +115,12 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     _check_best(config.best, passes, judged)
     return Job(
         method=method,
-        optimizer=optim.make(
-            **_optimizer(config), batch_size=batch_size, total_steps=max(steps, 1)
+        optimizer=arguments.call(
+            "optimizer",
+            optim.make,
+            config.optimizer.to_dict(),
+            batch_size=batch_size,
+            total_steps=max(steps, 1),
         ),
         augment=train.augment,
         mesh=mesh,
@@ -130,23 +155,39 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-    """Refuse a config without the fields that all have, and numbers outside their range."""
-    missing = [field for field in FIELDS if field not in config]
-    if missing:
-        raise Refusal(
-            f"the config lacks {', '.join(missing)}; begin it with configs.common.base(), which "
-            "has every field, and set method, backbone, optimizer, train and val"
-        )
-    if not all(isinstance(pattern, str) for pattern in config.show):
-        raise Refusal(f"show={config.show}: give patterns of metrics, such as 'val/*/top1'")
+    """Refuse a config without the fields that all have, and values of another type or range."""
+    arguments.check_plain("", config)
+    _check_fields(config, FIELDS)
     for field in ("log_every_steps", "save_every_steps", "keep_checkpoints", "batch_size"):
         _at_least(config, field, 1)
     for field in ("eval_every_steps", "seed"):
         _at_least(config, field, 0)
     if config.seed >= 2**32:
         raise Refusal(f"seed={config.seed}: it must be below 2**32")
+    try:
+        re.compile(config.fresh)
+    except re.error as error:
+        raise Refusal(f"fresh={config.fresh!r} is no regular expression: {error}") from error
     if config.best_mode not in ("max", "min"):
         raise Refusal(f"best_mode={config.best_mode!r}: use 'max' or 'min'")
+
+
+def _check_fields(given: Mapping[str, Any], kinds: Mapping[str, Any], below: str = "") -> None:
+    missing = [f"{below}{field}" for field in kinds if field not in given]
+    if missing:
+        raise Refusal(
+            f"the config lacks {', '.join(missing)}; begin it with configs.common.base(), which "
+            "has every field, and set method, backbone, optimizer, train and val"
+        )
+    for field, kind in kinds.items():
+        if isinstance(kind, dict):
+            arguments.check(f"{below}{field}", given[field], Mapping)
+            for name in given[field]:
+                if name not in kind:
+                    raise names.unknown(f"config field {field}.", name, kind)
+            _check_fields(given[field], kind, f"{field}.")
+        else:
+            arguments.check(f"{below}{field}", given[field], kind)
 
 
 def _check_best(best: str | None, passes: Mapping[str, Pass], judged: list[Evaluation]) -> None:
@@ -206,10 +247,6 @@ def _check_classes(config: ml_collections.ConfigDict, found: int) -> None:
             f"method.num_classes={wanted}, but the training data has {found} classes; set "
             f"--config.method.num_classes={found}"
         )
-
-
-def _optimizer(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    return config.optimizer.to_dict()
 
 
 def _passes(

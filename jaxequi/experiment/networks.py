@@ -20,32 +20,6 @@ from jaxequi.types import Method
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def made(folder: str, field: Mapping[str, Any], **more: Any) -> Any:
-    """Call `make` of the file that a field names, with the rest of the field as arguments.
-
-    Args:
-      more: arguments that the config does not give; those that this `make` takes.
-
-    Raises:
-      ValueError: a name that does not exist, or an argument that is not its own or is missing.
-    """
-    arguments = dict(field)
-    if "name" not in arguments:
-        raise Refusal(f"a part of {folder} is made by its `name`, and {arguments} has none")
-    name = arguments.pop("name")
-    make = names.find(folder, name)
-    allowed = inspect.signature(make).parameters
-    for argument in arguments:
-        if argument not in allowed:
-            own = [other for other in allowed if other not in more]
-            raise names.unknown(f"argument of {folder} {name!r} in this config:", argument, own)
-    more = {argument: value for argument, value in more.items() if argument in allowed}
-    try:
-        return make(**{**more, **arguments})
-    except TypeError as error:
-        raise Refusal(f"{folder} {name!r}: {error}") from error
-
-
 def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -> None:
     """Where the command line names another backbone or method, drop what that one does not take.
 
@@ -82,7 +56,7 @@ def norm(config: ml_collections.ConfigDict) -> Any:
 
 def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
     """Make the config's backbone: (images f32[B, H, W, 3], train) -> f32[B, R]."""
-    return made(
+    return names.made(
         "models", config.backbone, remat=config.remat, dtype=dtype(config), norm=norm(config)
     )
 
@@ -102,7 +76,7 @@ def make_method(
     common = {"dtype": dtype(config), "norm": norm(config)}
     if backbone is None:
         backbone = make_backbone(config)
-    method = made("methods", filled(config.method, facts), backbone=backbone, **common)
+    method = names.made("methods", filled(config.method, facts), backbone=backbone, **common)
     online = dict(config.online)
     if not online["features"] or not facts.get("num_classes"):
         return method

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,13 +26,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxequi import augment, names
+from jaxequi import arguments, augment, names
 from jaxequi.data import loader, order, transforms
 from jaxequi.data.sources import subset
 from jaxequi.data.sources._open import open_source
 from jaxequi.data.sources._views import AllViews
 from jaxequi.errors import Refusal
-from jaxequi.experiment import networks
 from jaxequi.train import mesh as meshes
 from jaxequi.train.job import Pass
 from jaxequi.train.step import Augment
@@ -136,6 +135,19 @@ class KnowsShapes:
         raise NotImplementedError
 
 
+FIELDS: dict[str, Any] = {
+    "source": Mapping | str,
+    "views": Sequence[str],
+    "num_views": int,
+    "augment": Sequence[str],
+    "batch_size": int,
+    "eval_examples": int | None,
+    "mix": str,
+    "order": str,
+}
+NEEDED = ("source", "views", "num_views", "augment")
+
+
 def described(config: Mapping[str, Any]) -> dict[str, ml_collections.ConfigDict]:
     """The sets of a config by name: its fields that have a `source`."""
     return {
@@ -187,7 +199,7 @@ def make_source(given: Any) -> Source:
     """
     if isinstance(given, str):
         return open_source(given)
-    return networks.made("data.sources", given)
+    return names.made("data.sources", given)
 
 
 def make_set(
@@ -202,6 +214,8 @@ def make_set(
     Raises:
       ValueError: something in its description that does not exist or does not fit.
     """
+    for which in dict.fromkeys((name, shown_as or name)):
+        _check(which, config[which])
     own, shown = config[name], config[shown_as or name]
     source = make_source(own.source)
     limit = own.get("eval_examples")
@@ -224,6 +238,17 @@ def make_set(
         seed=config.seed,
         options=dict(config.loader),
     )
+
+
+def _check(name: str, given: Mapping[str, Any]) -> None:
+    arguments.check(name, given, Mapping)
+    missing = [field for field in NEEDED if field not in given]
+    if missing:
+        raise Refusal(f"the set {name} lacks {', '.join(missing)}; see {__name__}")
+    for field, value in given.items():
+        if field not in FIELDS:
+            raise names.unknown(f"field of the set {name}", field, FIELDS)
+        arguments.check(f"{name}.{field}", value, FIELDS[field])
 
 
 @functools.cache  # one photometry is one program, however many sets it shows

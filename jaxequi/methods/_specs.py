@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxequi import arguments
 from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn import heads
@@ -118,4 +119,4 @@ def _call(kind: str, spec: Mapping[str, Any], makers: Mapping[str, Callable[...,
     for argument in given:
         if argument not in allowed:
             raise unknown(f"argument of {kind} {name!r}", argument, allowed)
-    return makers[name](**given)
+    return arguments.call(f"{kind} {name!r}", makers[name], given)

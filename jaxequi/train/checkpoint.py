@@ -27,6 +27,19 @@ def check(keep: int, best_mode: str) -> None:
         raise Refusal(f"best_mode={best_mode!r}: use 'max' or 'min'")
 
 
+def size(state: PyTree) -> int:
+    """Bytes of a state, by its shapes."""
+    keys = jax.tree.map(
+        lambda leaf: (
+            jax.eval_shape(jax.random.key_data, leaf)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else leaf
+        ),
+        state,
+    )
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(keys))
+
+
 class Checkpoints:
     """The checkpoints below one directory.
 

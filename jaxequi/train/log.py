@@ -17,7 +17,9 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
+import tensorboardX.summary
+from tensorboardX import event_file_writer
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxequi.types import Metrics, PyTree
 
@@ -143,9 +145,12 @@ class RunLog:
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         part.replace(file)
         self.file = file.open("a")
-        self.events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
+        # Written here and now: behind a queue an error would be nobody's, and the queue would fill.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self.events = event_file_writer.EventsWriter(str(workdir / "tensorboard" / "events"))
+        if start_step:
+            purge = SessionLog(status=SessionLog.START)
+            self.events.write_event(self._event(start_step + 1, session_log=purge))
         if sys.stdout.isatty():
             self.bar = rich.progress.Progress(
                 rich.progress.TextColumn("step {task.completed}/{task.total}"),
@@ -177,7 +182,9 @@ class RunLog:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
         for name, value in metrics.items():
-            self.events.add_scalar(name, value, step)
+            summary = tensorboardX.summary.scalar(name, value)
+            self.events.write_event(self._event(step, summary=summary))
+        self.events.flush()
         shown = "  ".join(
             f"{name} {metrics[name]:.4g}"
             for pattern in (*self.show, "examples_per_second")
@@ -192,13 +199,19 @@ class RunLog:
                 f"ETA {duration(rate * (self.total_steps - step))}"
             )
 
+    @staticmethod
+    def _event(step: int, **content: Any) -> Event:
+        return Event(wall_time=time.time(), step=step, **content)
+
     def close(self) -> None:
         """Close files and the progress bar."""
         if self.bar:
             self.bar.stop()
         if self.first:
-            self.file.close()
-            self.events.close()
+            try:
+                self.file.close()
+            finally:
+                self.events.close()
 
 
 def duration(seconds: float) -> str:

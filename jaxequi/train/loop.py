@@ -48,6 +48,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         checkpoint that cannot be read.
       NonFiniteError: a metric or a parameter became NaN or infinite; the last checkpoint is from
         before.
+      Unwritable: the disk has no room for a checkpoint, or the directory was taken away.
     """
     began = time.monotonic()
     checkpoint.check(job.keep_checkpoints, job.best_mode)
@@ -62,6 +63,8 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         batches = _ahead(opened)
         beside = stack.enter_context(futures.ThreadPoolExecutor(1))
         programs = lower_job(job, None if begun else beside)
+        stack.enter_context(folders.writing(workdir))
+        folders.check_room(workdir, checkpoint.size(programs.shapes))
         stack.enter_context(folders.held(workdir, job.config, begun))
         checkpoints = stack.enter_context(contextlib.closing(_checkpoints(job, workdir)))
         told = stack.enter_context(
@@ -165,7 +168,7 @@ class _Loop:
                     window.fetch()
                 )  # looks for NaNs, as does the next line: what is saved is sound
                 log.check_finite(step, state.params)
-                self.checkpoints.save(step, state, job.config, rows, metrics if log_now else None)
+                self.save(step, state, rows, metrics if log_now else None)
             if stop and not last:
                 self.checkpoints.wait()
                 told.say(
@@ -179,11 +182,19 @@ class _Loop:
         told.say(log.final_table(metrics))
         return FINISHED
 
+    def save(
+        self, step: int, state: TrainState, rows: Any, metrics: dict[str, float] | None
+    ) -> None:
+        """Begin a checkpoint, where there is room for one."""
+        self.checkpoints.wait()
+        folders.check_room(self.workdir, checkpoint.size(state))
+        self.checkpoints.save(step, state, self.job.config, rows, metrics)
+
     def evaluate_only(self, state: TrainState) -> int:
         """A run without a step: what the evaluations say of the network that it starts with."""
         metrics = self.evaluate(state, keep=True)
         self.told.write(0, metrics)
-        self.checkpoints.save(0, state, self.job.config, [], metrics)
+        self.save(0, state, [], metrics)
         self.checkpoints.wait()
         self.told.say(log.final_table(metrics))
         return FINISHED

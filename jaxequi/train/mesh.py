@@ -33,7 +33,14 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: the product does not fit the number of devices.
     """
-    sizes, count = {"data": data, "fsdp": fsdp}, jax.device_count()
+    try:
+        sizes, count = {"data": data, "fsdp": fsdp}, jax.device_count()
+    except RuntimeError as error:  # the first use of JAX: it looks for its devices
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise Refusal(
+            f"JAX has no device, with JAX_PLATFORMS={asked!r}: {str(error).splitlines()[0]} Ask "
+            "for another platform there (cpu, cuda, tpu), or for none"
+        ) from error
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and fixed > 0 and count % fixed == 0:

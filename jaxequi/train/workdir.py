@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxequi.errors import Refusal
+from jaxequi.errors import Refusal, Unwritable
 from jaxequi.train import log
 
 CONFIG_FILE = "config.json"
@@ -24,6 +25,9 @@ EXAMPLES_FILE = "examples.npz"  # the first images of the first batch, for the r
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = "lock"
 HEARTBEAT = 10.0  # seconds between two signs of life of a lock's owner
+# What the system says of a disk as a whole, without the name of a file.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+AT_LEAST = 2**16  # bytes that a folder must take in to be writable
 SILENCE = 60.0  # seconds without one after which an owner on another host counts as dead
 
 
@@ -43,7 +47,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], free: Sequence[str] 
         difference).
     """
     there = workdir
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:  # a link to nowhere is in the way
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "is no folder" if not there.is_dir() else "may not be written"
@@ -81,9 +85,10 @@ def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Itera
     if jax.process_index() != 0:
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with Lock(workdir / LOCK_FILE):
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(workdir / LOCK_FILE))
             if not begun:  # what a run left that never reached a checkpoint
                 shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
                 (workdir / log.METRICS_FILE).unlink(missing_ok=True)
@@ -91,14 +96,107 @@ def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Itera
                 part = workdir / f"{CONFIG_FILE}.part"
                 part.write_text(json.dumps(config, indent=2) + "\n")
                 part.replace(workdir / CONFIG_FILE)
-            yield
-    except OSError as error:
-        if error.filename is None or not str(error.filename).startswith(str(workdir)):
+        except OSError as error:
+            if error.errno in OF_A_DISK:
+                raise
+            raise Refusal(
+                f"workdir {workdir} cannot be used: {error.strerror} ({error.filename}). Give a "
+                "--workdir that can be written."
+            ) from error
+        yield
+
+
+def check_room(folder: pathlib.Path, needed: int, what: str = "a checkpoint") -> None:
+    """See that a disk has room, before anything is written.
+
+    Args:
+      needed: bytes.
+
+    Raises:
+      Unwritable: it has not.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    room = os.statvfs(there)
+    free = room.f_bavail * room.f_frsize
+    if free < needed + AT_LEAST or (room.f_files and not room.f_favail):
+        reason = os.strerror(errno.ENOSPC)
+        raise Unwritable(_unwritable(folder, f"{reason}: {what} needs {log.size(needed)}"))
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Tell the errors of a folder that can no longer be written from all others.
+
+    Libraries raise what the system says in their own ways: with a file's name, without, or as a
+    text; a disk that is named by none of them is asked.
+
+    Raises:
+      Unwritable: in place of such an error.
+    """
+    try:
+        yield
+    except (Refusal, Unwritable):
+        raise
+    except Exception as error:
+        reason = _reason(folder, error)
+        if reason is None:
             raise
-        raise Refusal(
-            f"workdir {workdir} cannot be used: {error.strerror} ({error.filename}). Give a "
-            "--workdir that can be written."
-        ) from error
+        raise Unwritable(_unwritable(folder, reason)) from error
+
+
+def _unwritable(folder: pathlib.Path, reason: str) -> str:
+    there = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    room = os.statvfs(there)
+    free = f"{log.size(room.f_bavail * room.f_frsize)} are free"
+    if room.f_files:  # some file systems have no number of them
+        free += f", and room for {room.f_favail} more files"
+    return (
+        f"{folder} cannot be written: {reason}; {free}. Make room, or make it writable, and give "
+        "the same command again: it goes on from the newest checkpoint that is there."
+    )
+
+
+def _reason(folder: pathlib.Path, error: BaseException | None) -> str | None:
+    """What the system said of a folder, in an error or in those that led to it."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, OSError) and _inside(folder, error.filename):
+            return f"{error.strerror} ({error.filename})"
+        if number in OF_A_DISK and error.filename is None and not _takes_in(folder):  # type: ignore[attr-defined]
+            return os.strerror(number)
+        text = str(error)
+        if not isinstance(error, OSError) and str(folder.absolute()) in text:  # of tensorstore
+            if not folder.is_dir():
+                return os.strerror(errno.ENOENT)
+            for one in (*OF_A_DISK, errno.ENOENT, errno.EACCES, errno.EPERM):
+                if os.strerror(one) in text:
+                    return os.strerror(one)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _inside(folder: pathlib.Path, file: Any) -> bool:
+    try:
+        return file is not None and pathlib.Path(os.fsdecode(file)).absolute().is_relative_to(
+            folder.absolute()
+        )
+    except TypeError:  # the number of an open file
+        return False
+
+
+def _takes_in(folder: pathlib.Path) -> bool:
+    """Whether some bytes can be written in a folder now."""
+    file = folder / f"room-{uuid.uuid4().hex}"
+    try:
+        file.write_bytes(b"\0" * AT_LEAST)
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    return True
 
 
 class Lock:
@@ -238,5 +336,9 @@ def save_arrays(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     if jax.process_index() == 0:
         part = file.with_suffix(".part.npz")
         kept: dict[str, Any] = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
-        np.savez(part, **kept)
-        part.replace(file)
+        try:
+            np.savez(part, **kept)
+            part.replace(file)
+        finally:
+            with contextlib.suppress(OSError):  # half of it would hold the room that it lacked
+                part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxequi import names, pipes
+from jaxequi.errors import Refusal
 from jaxequi.types import Source
 
 
@@ -13,5 +14,7 @@ def open_source(text: str) -> Source:
       ValueError: no such source, or arguments that are not its own.
     """
     name = text.partition("(")[0].strip()
-    [source] = pipes.parse(text, {name: names.find("data.sources", name)}, "source")
-    return source
+    found = pipes.parse(text, {name: names.find("data.sources", name)}, "source")
+    if len(found) != 1:
+        raise Refusal(f"a source is one, such as folder(root='train'), not {text!r}")
+    return found[0]

@@ -14,6 +14,7 @@ which a byte was changed, cut off or swapped is not read.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import zlib
@@ -140,6 +141,7 @@ class Writer:
                     )
                     for name, array in values.items()
                 }
+                self._reserve()
             start, stop = self.done, self.done + len(next(iter(values.values())))
             for name, array in self.arrays.items():
                 array[start:stop] = values[name]
@@ -159,10 +161,21 @@ class Writer:
             )
             part.replace(self.folder / STATE)
         except OSError as error:
+            needed = sum(array.nbytes for array in self.arrays.values())
+            if not self.chunks:  # half a file would hold the room that it lacked
+                self.arrays = {}
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise Refusal(
-                f"the features cannot be written to {self.folder}: {error.strerror}; say with "
-                "--config.cache.folder=DIR where there is room"
+                f"the features cannot be written to {self.folder}: {error.strerror}; they are "
+                f"{needed} bytes. Make room, or say with --config.cache.folder=DIR where there is"
             ) from error
+
+    def _reserve(self) -> None:
+        """Take the room of all features now: a mapped file that grows on a full disk is a crash."""
+        for name in self.arrays:
+            with (self.folder / f"{name}.npy").open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
     def _take_up(self) -> str:
         """Open what is there; say what is wrong with it."""

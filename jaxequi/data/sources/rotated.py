@@ -44,6 +44,5 @@ def make(source: Mapping[str, Any], seed: int = 0) -> Rotated:
       source: name and arguments of the other source, `dict(name="folder", root=...)`.
       seed: of the angles.
     """
-    arguments = dict(source)
-    inner = names.find("data.sources", arguments.pop("name"))(**arguments)
+    inner = names.made("data.sources", source)
     return Rotated(inner, seed)

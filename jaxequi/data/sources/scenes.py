@@ -34,6 +34,7 @@ MEAN = (0.51, 0.50, 0.50)  # of the pixels / 255, for each channel
 STD = (0.15, 0.15, 0.15)
 
 SPLITS = ("train", "val")
+MOST_OBJECTS = 1_000_000  # each takes a kilobyte and a millisecond before the first is shown
 
 
 def make(
@@ -66,6 +67,8 @@ def make(
     for name, value, least in (("num_views", num_views, 1), ("seed", seed, 0)):
         if value < least:
             raise Refusal(f"{name} must be at least {least}, got {value}")
+    if num_objects > MOST_OBJECTS:
+        raise Refusal(f"num_objects must be at most {MOST_OBJECTS}, got {num_objects}")
     if cache_mb < 0:
         raise Refusal(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
     numbers = [n for n in range(num_objects) if _is_validation(n) == (split == "val")]

@@ -44,8 +44,7 @@ def make(source: Mapping[str, Any], start: float = 0.0, stop: float = 1.0, seed:
     Raises:
       ValueError: an empty part, or one outside the source.
     """
-    arguments = dict(source)
-    inner = names.find("data.sources", arguments.pop("name"))(**arguments)
+    inner = names.made("data.sources", source)
     order = np.random.default_rng(seed).permutation(len(inner))
     rows = order[int(start * len(inner)) : int(stop * len(inner))]
     if not 0 <= start < stop <= 1 or not len(rows):
