@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -213,6 +214,13 @@ class Lock:
         self.released = threading.Event()
 
     def __enter__(self) -> Lock:
+        with self._alone():
+            self._take()
+        self.beat = threading.Thread(target=self._touch, daemon=True, name="lock")
+        self.beat.start()
+        return self
+
+    def _take(self) -> None:
         while not self._taken():
             owner = self._owner()
             if owner is not None and self._alive(owner):
@@ -221,13 +229,24 @@ class Lock:
                     f"{owner.get('host')}. Wait for it or stop it, or give another --workdir. (If "
                     f"that process is gone for good, remove {self.file}.)"
                 )
-            with contextlib.suppress(FileNotFoundError):  # of several heirs one moves it away
+            with contextlib.suppress(FileNotFoundError):
                 grave = self.file.with_name(f"{LOCK_FILE}-{self.mine['id']}")
                 self.file.rename(grave)
                 grave.unlink()
-        self.beat = threading.Thread(target=self._touch, daemon=True, name="lock")
-        self.beat.start()
-        return self
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one heir at a time look and take over; else one might bury what another just took.
+
+        A file system that cannot lock folders leaves a moment in which two might.
+        """
+        folder = os.open(self.file.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def __exit__(self, *error: object) -> None:
         self.released.set()
