@@ -75,16 +75,9 @@ def _smoke(config, variant: str) -> None:
     del variant
 
     def shrink(config):
-        config.backbone = {**common.SMALL_RESNET, "width": 4}
         config.method.projector = config.method.predictor = "16-8"
-        config.dtype = "float32"
-        common.digits(config, views=2)
-        config.optimizer.warmup_steps = 0
-        config.val.batch_size = 8
-        config.train.eval_examples = config.val.eval_examples = 16
-        config.evals.knn.k = 5
 
-    common.smoke(config, shrink)
+    common.smoke_ssl(config, 2, shrink)
 
 
 WORDS = {"paper": _paper, "smoke": _smoke}

@@ -179,3 +179,21 @@ def smoke(config: ml_collections.ConfigDict, shrink: Callable[[Any], None]) -> N
     config.eval_every_steps = 3 if config.eval_every_steps else 0
     config.save_every_steps = 2
     shrink(config)
+
+
+def smoke_ssl(config: ml_collections.ConfigDict, views: int, shrink: Callable[[Any], None]) -> None:
+    """Make a method without labels tiny, on digits; `shrink` narrows its networks."""
+
+    def narrow(config):
+        config.backbone = {**SMALL_RESNET, "width": 4}
+        shrink(config)
+        config.dtype = "float32"
+        digits(config, views)
+        for field in ("warmup_steps", "pieces"):
+            if field in config.optimizer:
+                config.optimizer[field] = 0
+        config.val.batch_size = 8
+        config.train.eval_examples = config.val.eval_examples = 16
+        config.evals.knn.k = 5
+
+    smoke(config, narrow)

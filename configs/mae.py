@@ -73,14 +73,8 @@ def _smoke(config, variant: str) -> None:
         config.backbone = {"name": "vit", "architecture": variant, **small}
         config.method.decoder_width, config.method.decoder_depth = 16, 1
         config.method.decoder_heads = 2
-        config.dtype = "float32"
-        common.digits(config, views=1)
-        config.optimizer.warmup_steps = 0
-        config.val.batch_size = 8
-        config.train.eval_examples = config.val.eval_examples = 16
-        config.evals.knn.k = 5
 
-    common.smoke(config, shrink)
+    common.smoke_ssl(config, 1, shrink)
 
 
 WORDS = {"paper": _paper, "smoke": _smoke}

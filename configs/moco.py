@@ -123,22 +123,13 @@ def _smoke(config, variant: str) -> None:
     """Three steps of narrow networks."""
 
     def shrink(config):
-        config.backbone = {**common.SMALL_RESNET, "width": 4}
         config.method.projector = "8" if "v1" in variant else "16-8"
         if "predictor" in config.method:
             config.method.predictor = "16-8"
         config.method.queue = 16
         config.norm.groups = min(config.norm.groups, 4)
-        config.dtype = "float32"
-        common.digits(config, views=2)
-        for field in ("warmup_steps", "pieces"):
-            if field in config.optimizer:
-                config.optimizer[field] = 0
-        config.val.batch_size = 8
-        config.train.eval_examples = config.val.eval_examples = 16
-        config.evals.knn.k = 5
 
-    common.smoke(config, shrink)
+    common.smoke_ssl(config, 2, shrink)
 
 
 WORDS = {"paper": _paper, "smoke": _smoke}
