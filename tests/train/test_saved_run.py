@@ -49,6 +49,7 @@ def config():
     small.method.projector = "4-4-4"
     small.online.features = ()
     small.eval_every_steps = 0
+    small.mesh.data = 1
     return small
 
 
