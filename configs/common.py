@@ -8,7 +8,10 @@ from typing import Any
 
 import ml_collections
 
+from jaxequi.data import recipes
+
 Change = Mapping[str, Any]
+SMALL_RESNET = {"name": "resnet", "architecture": "resnet10", "stem": "small"}
 
 
 # A field that is None until somebody sets it.
@@ -91,6 +94,45 @@ def held_out_set(
 def knn(k: int) -> dict[str, Any]:
     """Describe the vote of the k nearest examples of the training set."""
     return {"k": k, "temperature": 0.07}
+
+
+def digits(config: ml_collections.ConfigDict, views: int, size: int = 16) -> None:
+    """Learn from crops of scikit-learn's digits without their labels; nothing to download."""
+    crop = f"decode|random_resized_crop({size}, scale=(0.4, 1.0))"
+    plain = "normalise('unit')"
+    photometry = f"color_jitter(0.4, 0.4, 0.0, 0.0, p=0.8)|{plain}" if views > 1 else plain
+    config.train = train_set({"name": "digits", "split": "train"}, (crop,) * views, (photometry,))
+    shown = {"views": (f"decode|resize(({size}, {size}))",), "augment": (plain,)}
+    config.val = held_out_set({"name": "digits", "split": "test"}, **shown, batch_size=64)
+
+
+def imagenet(config: ml_collections.ConfigDict, views: Any, augment: Any) -> None:
+    """Learn from ImageNet in class folders, --config.train.source.root=DIR/train and so on."""
+    source = {"name": "folder", "root": "imagenet/train"}
+    config.train = train_set(source, tuple(views), tuple(augment))
+    # Theirs is one endless stream of shuffles, whose epochs are so many steps.
+    config.train.order = "stream"
+    shown = recipes.imagenet_eval()
+    source = {"name": "folder", "root": "imagenet/val"}
+    config.val = held_out_set(source, shown.views, shown.augment, batch_size=256)
+    config.train.eval_examples = 100_000  # neighbours of kNN
+
+
+def small_ssl(config: ml_collections.ConfigDict, words: str) -> None:
+    """What the embedded default of every method without labels has in common."""
+    config.backbone = {**SMALL_RESNET, "width": 16}
+    config.batch_size = 64
+    config.total_epochs = 30
+    config.evals = {"online": {}, "knn": knn(20), "rank": {}}
+    config.show = ("loss", *words.split(), "online/top1/*", "val/*/top1*", "val/rank/*")
+    config.log_every_steps = 22
+    config.eval_every_steps = config.save_every_steps = 110
+
+
+def online_classifier(config: ml_collections.ConfigDict, learning_rate: float, **schedule) -> None:
+    """Give the online heads the optimizer of their own that the references give theirs."""
+    group = {"match": "^online/", "name": "sgd", "momentum": 0.9, "learning_rate": learning_rate}
+    config.optimizer.groups = {"online": {**group, **schedule}}
 
 
 def lay(config: ml_collections.ConfigDict, change: Change) -> None:

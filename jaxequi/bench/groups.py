@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -37,8 +38,10 @@ def run(batch_size: int = 64, size: int = 32, repeats: int = 3) -> dict[str, Any
         network = gresnet.make(name, head="coset_first")
         widths = tuple(width * network.group.order for width in network.widths)
         plain = gresnet.GResNet(cyclic(1), widths, network.blocks)
-        steps, compiled = zip(*(_step(n, batch_size, size) for n in (network, plain)), strict=True)
-        seconds = _alternate(steps, repeats)
+        steps, compiled = zip(
+            *(compiled_step(n, batch_size, size) for n in (network, plain)), strict=True
+        )
+        seconds = alternate(steps, repeats)
         measured[name] = {
             "group_seconds": seconds[0][0],
             "plain_seconds": seconds[1][0],
@@ -50,7 +53,9 @@ def run(batch_size: int = 64, size: int = 32, repeats: int = 3) -> dict[str, Any
     return measured
 
 
-def _step(network: gresnet.GResNet, batch_size: int, size: int) -> tuple[Callable[[], None], float]:
+def compiled_step(
+    network: nn.Module, batch_size: int, size: int
+) -> tuple[Callable[[], None], float]:
     """One train step as a call without arguments, and the seconds its compilation took."""
     method = supervised.make(network, 10)
     optimizer = optim.make(
@@ -82,7 +87,7 @@ def _step(network: gresnet.GResNet, batch_size: int, size: int) -> tuple[Callabl
     return call, seconds
 
 
-def _alternate(steps: tuple[Callable[[], None], ...], repeats: int) -> list[tuple[float, float]]:
+def alternate(steps: tuple[Callable[[], None], ...], repeats: int) -> list[tuple[float, float]]:
     """Least seconds of each step by the clock and by the processor, taken in turn."""
     clock: list[list[float]] = [[] for _ in steps]
     processor: list[list[float]] = [[] for _ in steps]

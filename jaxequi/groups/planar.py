@@ -82,10 +82,15 @@ class Group:
         """i32[G, G]: `shift[g, h]` = g^-1 h, the slice of a regular field that g moves to h."""
         return self.product[self.inverse]
 
+    @functools.cached_property
+    def exact(self) -> tuple[bool, ...]:
+        """Whether each element maps the pixel grid onto itself: quarter turns and mirrors do."""
+        return tuple(4 * g % self.rotations == 0 for g in range(self.order))
+
     @property
     def on_grid(self) -> bool:
         """Whether every element maps the pixel grid onto itself."""
-        return self.rotations in (1, 2, 4)
+        return all(self.exact)
 
 
 def cyclic(n: int) -> Group:
@@ -128,8 +133,8 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
     """Move a picture by one element: mirror left and right, then turn counter-clockwise.
 
     Args:
-      group: a group that maps the grid onto itself.
-      element: index of the element.
+      group: the group.
+      element: index of an element that maps the grid onto itself; `transform` moves by the others.
       image: numpy or jax array; `axes` are its rows and columns (the default is NHWC).
       axes: the axes (H, W).
 
@@ -137,9 +142,13 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
       The moved picture; a quarter turn exchanges unequal sides.
 
     Raises:
-      ValueError: N is not 1, 2 or 4.
+      ValueError: the element turns by another angle than a multiple of 90 degrees.
     """
-    check_on_grid(group)
+    if not group.exact[element]:
+        raise Refusal(
+            f"{group.labels[element]} degrees of {group.name} does not map the pixel grid onto "
+            "itself. Take `transform`, which interpolates."
+        )
     h, w = (a % image.ndim for a in axes)
     mirror, turn = divmod(element, group.rotations)
     quarters = turn * 4 // group.rotations
@@ -151,14 +160,100 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
 
 
 def act_on_field(group: Group, element: int, field: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
-    """Move a regular field f[..., H, W, C G]: its pixels by `act`, its slices by g^-1 h.
+    """Move a regular field f[..., H, W, C G]: its pixels by `transform`, its slices by g^-1 h.
 
     Raises:
-      ValueError: the channels are no multiple of the order of the group.
+      ValueError: the channels are no multiple of the order of the group, or as `transform`.
     """
-    field = act(group, element, field, axes)
+    field = transform(group, element, field, axes)
     parts = field.reshape(*field.shape[:-1], fields(group, field.shape[-1]), group.order)
     return parts[..., group.shift[element]].reshape(field.shape)
+
+
+def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
+    """Move a picture by any element: exactly where the grid allows it, else by interpolation.
+
+    Other angles than quarter turns read the four by four neighbours of each point with the weights
+    of cubic convolution (Keys, 1981; a = -1/2). What lies outside the picture is 0.
+
+    Args and result are those of `act`.
+
+    Raises:
+      ValueError: unequal sides under an element that is no quarter turn.
+    """
+    if group.exact[element]:
+        return act(group, element, image, axes)
+    h, w = (a % image.ndim for a in axes)
+    if image.shape[h] != image.shape[w]:
+        raise Refusal(
+            f"a picture of {image.shape[h]} x {image.shape[w]} pixels: {group.labels[element]} "
+            "degrees needs a square one. Crop it."
+        )
+    pixels, shares = neighbours(group, element, image.shape[h])
+    index: list[Any] = [slice(None)] * image.ndim
+    shape = [1] * image.ndim
+    shape[h] = shape[w] = image.shape[h]
+    moved = 0
+    for (row, column), share in zip(pixels, shares):
+        # fancy indices on two neighbouring axes leave the axes where they were
+        index[h], index[w] = row, column
+        moved = moved + image[tuple(index)] * share.reshape(shape).astype(image.dtype)
+    return moved
+
+
+@functools.lru_cache(maxsize=64)
+def neighbours(group: Group, element: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each pixel of a moved picture of n x n reads, of the picture before; see `transform`.
+
+    Returns:
+      Rows and columns i32[16, 2, n, n], and their shares f32[16, n, n].
+    """
+    half = (n - 1) / 2
+    row, column = np.mgrid[:n, :n].astype(np.float64)
+    x, y = np.einsum("ij,jhw->ihw", group.matrices[element].T, [column - half, half - row])
+    row, column = half - y, half + x
+
+    def share(d: np.ndarray) -> np.ndarray:
+        d = np.abs(d)
+        near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+        return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+    pixels, shares = [], []
+    for i, j in np.ndindex(4, 4):
+        r, c = np.floor(row) + i - 1, np.floor(column) + j - 1
+        inside = (r >= 0) & (r < n) & (c >= 0) & (c < n)
+        pixels.append(np.clip([r, c], 0, n - 1).astype(np.int32))
+        shares.append(share(row - r) * share(column - c) * inside)
+    return np.stack(pixels), np.stack(shares).astype(np.float32)
+
+
+def subgroup(group: Group, part: Group, axis: int = 0) -> np.ndarray:
+    """Index in `group` of each element of a subgroup: C_M, or D_M with the mirror r^axis f.
+
+    Args:
+      group: C_N or D_N.
+      part: C_M or D_M with M a divisor of N.
+      axis: which mirror of D_N is the f of D_M, 0 <= axis < N.
+
+    Returns:
+      i32[H].
+
+    Raises:
+      ValueError: M does not divide N, mirrors in a group without, or no such mirror.
+    """
+    if group.rotations % part.rotations or part.mirrors > group.mirrors:
+        raise Refusal(
+            f"{part.name} is no subgroup of {group.name}. Its turns must divide {group.rotations}"
+            + ("." if group.mirrors else ", and it has no mirrors.")
+        )
+    if not 0 <= axis < (group.rotations if part.mirrors else 1):
+        raise Refusal(
+            f"axis={axis}: {part.name} in {group.name} takes a mirror r^axis f with axis from 0 "
+            f"to {group.rotations - 1}, and no axis without mirrors"
+        )
+    j, k = np.divmod(np.arange(part.order), part.rotations)
+    turn = (k * (group.rotations // part.rotations) + j * axis) % group.rotations
+    return (group.rotations * j + turn).astype(np.int32)
 
 
 def fields(group: Group, channels: int) -> int:

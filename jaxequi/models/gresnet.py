@@ -159,6 +159,16 @@ class GResNet(nn.Module):
         return pooled(self.feature_map(x, train), self.group, self.head)
 
 
+def plain(network: GResNet) -> GResNet:
+    """The network over C1, of all channels, that `nn.expansion.expand` writes this one out for.
+
+    Its representation f32[B, C G] is that of the head `slices`; after it, `pool.coset_max` makes
+    that of `coset_last`. The maximum of `coset_first` stands before a mean and stays out.
+    """
+    widths = tuple(width * network.group.order for width in network.widths)
+    return network.clone(group=Group(1), widths=widths, separable=None, head="slices")
+
+
 def pooled(x: Array, group: Group, head: str) -> Array:
     """Pool a feature map [B, H, W, C G] to f32[B, C G] or f32[B, C] as `HEADS` says."""
     x = x.astype(jnp.float32)

@@ -81,7 +81,8 @@ def _one_product(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Arr
     rows, columns = windows
     seen = _taps(_taps(x, 2, kernel.shape[1], columns), 1, kernel.shape[0], rows)
     matrix = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.matmul(seen, matrix, preferred_element_type=jnp.float32).astype(x.dtype)
+    sums = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(seen, matrix, preferred_element_type=sums).astype(x.dtype)
 
 
 def _taps(x: Array, axis: int, k: int, window: Window) -> Array:

@@ -174,6 +174,24 @@ def _convolve(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
             f"A layer between feature maps of {group.name} takes {group.order} for each field."
         )
+    y = convolve(x, bank, strides, padding, dilation, groups)
+    return y if bias is None else y + jnp.repeat(bias, group.order).astype(y.dtype)
+
+
+def convolve(
+    x: Array, bank: Array, strides: Pair, padding: Pair, dilation: Pair, groups: int = 1
+) -> Array:
+    """Convolve with filters that are made already, [k, k, C_in / groups, C_out].
+
+    Args:
+      x: [B, H, W, C_in].
+      bank: cast to the dtype of x.
+      strides, padding, dilation: as in `group_conv`.
+      groups: parts of the channels that do not see each other.
+
+    Raises:
+      ValueError: the picture is smaller than the kernel.
+    """
     rows, columns = (
         Window(s, (p, p), d) for s, p, d in zip(pair(strides), pair(padding), pair(dilation))
     )
@@ -183,8 +201,7 @@ def _convolve(
             f"an image of {x.shape[1]} x {x.shape[2]} pixels with padding {pair(padding)} is "
             f"smaller than the kernel, which reaches over {rows.reach(k)} x {columns.reach(k)}."
         )
-    y = conv2d(x, bank.astype(x.dtype), rows, columns, groups)
-    return y if bias is None else y + jnp.repeat(bias, group.order).astype(y.dtype)
+    return conv2d(x, bank.astype(x.dtype), rows, columns, groups)
 
 
 def pair(value: Pair) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def _weights(
-    module: nn.Module, fan_in: int, features: int, use_bias: bool
+    module: nn.Module, fan_in: int, features: int, use_bias: bool, frozen_bias: bool = False
 ) -> tuple[Array, Array | None]:
     """Declare `kernel` f32[fan_in, features] and, if asked for, `bias` f32[features]."""
 
@@ -47,19 +47,29 @@ def _weights(
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
     kernel = module.param("kernel", uniform, (fan_in, features))
+    if frozen_bias:
+        start = module.make_rng("params") if module.is_initializing() else None
+        return kernel, module.variable("frozen", "bias", uniform, start, (features,)).value
     return kernel, module.param("bias", uniform, (features,)) if use_bias else None
 
 
 class Linear(nn.Module):
-    """x W + b: [..., D] to [..., features]."""
+    """x W + b: [..., D] to [..., features].
+
+    Attributes:
+      use_bias: add the parameter b.
+      frozen_bias: b stays as it was drawn, in the collection `frozen` and out of every optimizer's
+        reach.
+    """
 
     features: int
     use_bias: bool = True
     dtype: Dtype = jnp.float32
+    frozen_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel, bias = _weights(self, x.shape[-1], self.features, self.use_bias)
+        kernel, bias = _weights(self, x.shape[-1], self.features, self.use_bias, self.frozen_bias)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y if bias is None else y + bias.astype(self.dtype)
 
@@ -78,23 +88,46 @@ class MLP(nn.Module):
 
 
 class Projector(nn.Module):
-    """Representation to embedding: Linear, BatchNorm, ReLU; the last Linear alone, without bias.
+    """Linear, BatchNorm, ReLU, and so on; the last Linear alone: f[B, D] to f[B, widths[-1]].
 
-    facebookresearch/SIE, `src/models.py`, `Projector`: f[B, D] to f[B, widths[-1]].
+    Projectors and predictors of the field differ in their biases and norms. As it is by default:
+    facebookresearch/SIE, `src/models.py`, `Projector`. The six heads of megvii-research/
+    revisitAIRL, `models/utils/mlp.py`, all with `last_bias` but the two named mcv2p:
+
+        cls           one width; MoCo v1
+        moco          two widths, norm=None; MoCo v2
+        byol          two widths; with its predictor another such head behind it
+        mcv2p_2l      two widths
+        mcv2p         the same, and another such head behind it
+
+    Attributes:
+      norm: makes the normalisations; None for none.
+      bias: of the Linear layers before a norm and a ReLU.
+      last_bias: of the last Linear.
+      last_norm: end with a norm without scale and shift. The last Linear then has a bias that is
+        frozen, because no gradient could reach it (facebookresearch/simsiam, `builder.py`).
     """
 
     widths: Sequence[int]
-    norm: Norm = BatchNorm
+    norm: Norm | None = BatchNorm
     dtype: Dtype = jnp.float32
+    bias: bool = True
+    last_bias: bool = False
+    last_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         *hidden, last = self.widths
         for i, width in enumerate(hidden):
-            x = Linear(width, dtype=self.dtype, name=f"linear_{i}")(x)
-            x = nn.relu(self.norm(use_running_average=not train, name=f"norm_{i}")(x))
-        name = f"linear_{len(hidden)}"
-        return Linear(last, use_bias=False, dtype=self.dtype, name=name)(x)
+            x = Linear(width, self.bias, self.dtype, name=f"linear_{i}")(x)
+            if self.norm is not None:
+                x = self.norm(use_running_average=not train, name=f"norm_{i}")(x)
+            x = nn.relu(x)
+        end, last_norm = len(hidden), self.norm is not None and self.last_norm
+        x = Linear(last, self.last_bias, self.dtype, last_norm, name=f"linear_{end}")(x)
+        if self.norm is not None and self.last_norm:
+            x = self.norm(affine=False, use_running_average=not train, name=f"norm_{end}")(x)
+        return x
 
 
 class _GeneratedLayers(nn.Module):

@@ -13,9 +13,16 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxequi.errors import Refusal
+from jaxequi.groups.representations import FieldType, check_channels, check_pointwise
 from jaxequi.types import Array
+
+
+def at_least_f32(x: Array) -> Array:
+    """Take bfloat16 to f32; what is f32 or f64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _rows(x: Array, groups: int) -> Array:
@@ -29,7 +36,7 @@ def _rows(x: Array, groups: int) -> Array:
             f"BatchNorm: groups={groups} does not divide the batch of {batch}; choose a divisor."
         )
     shape = (-1, channels) if groups == 1 else (groups, -1, channels)
-    return x.astype(jnp.float32).reshape(shape)
+    return at_least_f32(x).reshape(shape)
 
 
 def _field_means(rows: Array, groups: int, field_size: int) -> Array:
@@ -86,7 +93,7 @@ def normalize(
     """
     groups = mean.shape[0]
     # One group needs no rows: pixels stay where they are, as `probes.exactness` wants to see them.
-    rows = x.astype(jnp.float32) if groups == 1 else _rows(x, groups)
+    rows = at_least_f32(x) if groups == 1 else _rows(x, groups)
     gain = jax.lax.rsqrt(var + epsilon) * scale
     rows = (rows - _spread(mean, rows)) * _spread(gain, rows) + _spread(bias[None], rows)
     return rows.reshape(x.shape).astype(x.dtype)
@@ -154,9 +161,13 @@ class BatchNorm(nn.Module):
         field of the regular representation (channel = field * field_size + g).
       momentum: weight of the new statistics, as torch counts it.
       epsilon: added to the variance.
-      unbiased: running variance with n - 1; False for `plainsync` of revisitAIRL.
+      unbiased: running variance with n - 1.
+      affine: with `scale` and `bias`; without, the module has no parameters.
       scale_init: zeros for the last norm of a residual branch.
-      affine: learn `scale` and `bias`; without, they are 1 and 0 and no parameters.
+
+    The flavours of revisitAIRL (`models/utils/batch_norm.py`) on W workers are `vanilla` and
+    `customized`, groups=W; `torchsync`, groups=1; `plainsync`, groups=1 and, for W > 1,
+    unbiased=False.
 
     Raises:
       ValueError: groups does not divide B, field_size does not divide C, or a training batch has
@@ -169,8 +180,8 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
     unbiased: bool = True
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
     affine: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
@@ -200,3 +211,51 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + take * mean[0]
             running_var.value = keep * running_var.value + take * correction * var[0]
         return y
+
+
+class InnerBatchNorm(nn.Module):
+    """`BatchNorm` of fields of any sizes: statistics, scale and bias are one number a field.
+
+    escnn `nn/modules/batchnormalization/inner.py`. Fields of d channels share the norm `size_d`,
+    whatever stands between them; for fields of one size that is `BatchNorm(field_size=d)`.
+
+    Attributes:
+      kind: what the channels are.
+      use_running_average, groups, momentum, epsilon: as in `BatchNorm`.
+
+    Raises:
+      ValueError: other channels than the type has, fields whose channels do not permute, or as
+        `BatchNorm`.
+    """
+
+    kind: FieldType
+    use_running_average: bool | None = None
+    groups: int = 1
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
+        check_channels(self.kind, x.shape[-1])
+        check_pointwise(self.kind, "InnerBatchNorm")
+        by_size: dict[int, list[int]] = {}
+        for representation, start in self.kind.fields():
+            by_size.setdefault(representation.size, []).extend(
+                range(start, start + representation.size)
+            )
+        parts = []
+        for size, channels in sorted(by_size.items()):
+            norm = BatchNorm(
+                self.use_running_average,
+                self.groups,
+                size,
+                self.momentum,
+                self.epsilon,
+                name=f"size_{size}",
+            )
+            mine = x if len(by_size) == 1 else x[..., np.array(channels)]
+            parts.append(norm(mine, use_running_average))
+        if len(by_size) == 1:
+            return parts[0]
+        place = np.argsort(np.concatenate([channels for _, channels in sorted(by_size.items())]))
+        return jnp.concatenate(parts, -1)[..., place]

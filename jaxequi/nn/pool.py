@@ -14,7 +14,8 @@ import numpy as np
 from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
-from jaxequi.nn.gconv import Pair, pair
+from jaxequi.groups.representations import FieldType, check_channels, check_pointwise
+from jaxequi.nn.gconv import Pair, convolve, pair
 from jaxequi.types import Array
 
 
@@ -70,9 +71,66 @@ def coset_max(x: Array, group: Group) -> Array:
     Raises:
       ValueError: the channels are no whole number of fields.
     """
-    parts = x.reshape(*x.shape[:-1], planar.fields(group, x.shape[-1]), group.order)
-    first = jnp.argmax(parts, -1, keepdims=True) == jnp.arange(group.order)
+    return _max_of_fields(x, planar.fields(group, x.shape[-1]), group.order)
+
+
+def field_max(x: Array, kind: FieldType) -> Array:
+    """Take the maximum of each field of any type, in the order of the fields.
+
+    escnn `nn/modules/invariantmaps/gpool.py`, GroupPooling; of regular fields it is `coset_max`.
+
+    Args:
+      x: [..., C].
+      kind: what the channels are.
+
+    Returns:
+      [..., fields].
+
+    Raises:
+      ValueError: other channels than the type has, or fields whose channels do not permute.
+    """
+    check_channels(kind, x.shape[-1])
+    check_pointwise(kind, "a maximum")
+    parts, start = [], 0
+    for representation, count in kind.runs:
+        stop = start + count * representation.size
+        parts.append(_max_of_fields(x[..., start:stop], count, representation.size))
+        start = stop
+    return jnp.concatenate(parts, -1)
+
+
+def _max_of_fields(x: Array, fields: int, size: int) -> Array:
+    parts = x.reshape(*x.shape[:-1], fields, size)
+    first = jnp.argmax(parts, -1, keepdims=True) == jnp.arange(size)
     return jnp.sum(jnp.where(first, parts, 0), -1)
+
+
+def blur_pool(x: Array, sigma: float = 0.66, strides: Pair = 2) -> Array:
+    """Blur each channel with a Gaussian and take every s-th pixel: a stride that aliases less.
+
+    escnn `nn/modules/pooling/pointwise_avg.py`, PointwiseAvgPoolAntialiased. The filter has
+    2 round(3 sigma) + 1 taps and the padding, of zeros, keeps the size before the stride.
+
+    Args:
+      x: [B, H, W, C].
+      sigma: in pixels, above 0.
+      strides: one number, or one for rows and one for columns.
+
+    Returns:
+      [B, ceil(H / s), ceil(W / s), C].
+
+    Raises:
+      ValueError: sigma is not above 0.
+    """
+    if sigma <= 0:
+        raise Refusal(f"sigma={sigma}: the width of a blur is above 0")
+    reach = round(3 * sigma)
+    line = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    taps = np.outer(line, line) / line.sum() ** 2
+    bank = jnp.broadcast_to(
+        jnp.asarray(taps, x.dtype)[..., None, None], (*taps.shape, 1, x.shape[-1])
+    )
+    return convolve(x, bank, strides, reach, 1, groups=x.shape[-1])
 
 
 class MaxPool(nn.Module):

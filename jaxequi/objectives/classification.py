@@ -37,6 +37,15 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return np.mean(total - own)
 
 
+def soft_cross_entropy(logits: Array, target: Array) -> Array:
+    """Mean over rows of -sum of target * log softmax(logits), for classes that share a row.
+
+    Args:
+      logits, target: f32[..., C].
+    """
+    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis=-1), axis=-1))
+
+
 def top_k(logits: Array, labels: Array, k: int) -> Array:
     """Share of rows whose label is among the k largest logits.
 

@@ -1,4 +1,7 @@
-"""Contrastive objectives: each row must recognise its partner among the rows of a batch."""
+"""Contrastive objectives: each row must recognise its partner among other rows.
+
+The others are the rows of a batch (`ntxent`), or of a queue (`infonce`).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from jaxequi.errors import Refusal
 from jaxequi.types import Array
 
 
-def l2_normalize(x: Array) -> Array:
-    """Divide the rows of f32[..., D] by their length, or by 1e-12 if that is more.
+def l2_normalize(x: Array, epsilon: float = 1e-12) -> Array:
+    """Divide the rows of f32[..., D] by their length, or by `epsilon` if that is more.
 
     As torch's `normalize`, its gradient at a row of zeros included, which is finite.
     """
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+    return x * jax.lax.rsqrt(jnp.maximum(squared, epsilon**2))
 
 
 def _similarities(a: Array, b: Array, temperature: float) -> tuple[Array, Array]:
@@ -65,3 +68,47 @@ def ntxent_logits(a: Array, b: Array, temperature: float = 0.1) -> Array:
     others = [np.delete(np.arange(n), (row, partner[row])) for row in range(n)]
     negatives = jnp.take_along_axis(similarity, np.stack(others), axis=-1)
     return jnp.concatenate([positive[:, None], negatives], axis=-1)
+
+
+_QUEUE_ROWS = 4096  # of the queue that meet the batch at once
+
+
+def infonce(q: Array, k: Array, queue: Array, temperature: float = 0.07) -> tuple[Array, Array]:
+    """Mean cross-entropy of each row naming its key among that and the keys of a queue.
+
+    He et al., CVPR 2020, eq. 1; facebookresearch/moco, `moco/builder.py`, `MoCo.forward`. No
+    gradient goes to the keys.
+
+    The N x K similarities never stand in memory: the queue passes in parts, whose similarities are
+    computed anew in the backward pass. Of 4096 rows and a queue of 65536 all of them are 1 GiB in
+    f32, several times over in a program that keeps them; a part is 64 MiB.
+
+    Args:
+      q: f32[N, D], of any length.
+      k: f32[N, D], of any length; row i is the key of row i of q.
+      queue: f32[K, D], of length 1.
+      temperature: divides the cosines.
+
+    Returns:
+      f32[], and for each row how many keys of the queue are nearer than its own: i32[N]. A
+      similarity that is no number counts as nearer.
+    """
+    q, (k, queue) = l2_normalize(q), jax.lax.stop_gradient((l2_normalize(k), queue))
+    positive = jnp.sum(q * k, axis=-1) / temperature
+
+    @jax.checkpoint
+    def meet(carry: tuple[Array, Array], rows: Array) -> tuple[tuple[Array, Array], None]:
+        total, ahead = carry  # the log of the sum of exponentials so far
+        similarity = jnp.matmul(q, rows.T, precision="highest") / temperature
+        total = jnp.logaddexp(total, jax.nn.logsumexp(similarity, axis=-1))
+        here = jnp.sum(~(similarity <= positive[:, None]), axis=-1, dtype=jnp.int32)
+        return (total, ahead + here), None
+
+    carry = positive, jnp.zeros(len(q), jnp.int32)
+    whole = len(queue) // _QUEUE_ROWS * _QUEUE_ROWS
+    if whole:
+        carry, _ = jax.lax.scan(meet, carry, queue[:whole].reshape(-1, _QUEUE_ROWS, q.shape[-1]))
+    if whole < len(queue):
+        carry, _ = meet(carry, queue[whole:])
+    total, ahead = carry
+    return jnp.mean(total - positive), ahead

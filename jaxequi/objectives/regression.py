@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.objectives.contrastive import l2_normalize
+
 Array = Any  # np.ndarray | jax.Array
 
 # The `r2` of a constant guess of 3DIEBench's relative quaternions, whose w has a large mean.
@@ -28,6 +30,11 @@ def mean_squared_error(prediction: Array, target: Array) -> Array:
     """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
     xp, prediction, target = _kind(prediction, target)
     return xp.mean(xp.square(prediction - target))
+
+
+def cosine_similarity(a: Array, b: Array, epsilon: float = 1e-12) -> Array:
+    """Mean cosine of f32[N, D] and f32[N, D], row by row; lengths below `epsilon` count as that."""
+    return jnp.mean(jnp.sum(l2_normalize(a, epsilon) * l2_normalize(b, epsilon), axis=-1))
 
 
 def _explained(prediction: Array, target: Array, axis: int | None) -> Array:

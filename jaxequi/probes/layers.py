@@ -16,10 +16,12 @@ class Recorder(NamedTuple):
 
     Attributes:
       names: paths of the modules, in the order in which they ran, then `output`.
+      shapes: what each puts out for the images that the recorder was made for.
       run: images f32[B, H, W, C] -> one array for each name; jitted.
     """
 
     names: Sequence[str]
+    shapes: Sequence[tuple[int, ...]]
     run: Callable[[Array], Sequence[Array]]
 
 
@@ -58,5 +60,5 @@ def recorder(
         names[:] = found
         return arrays
 
-    jax.eval_shape(trace, jax.ShapeDtypeStruct(shape, "float32"))
-    return Recorder(tuple(names), jax.jit(trace))
+    found = jax.eval_shape(trace, jax.ShapeDtypeStruct(shape, "float32"))
+    return Recorder(tuple(names), [a.shape for a in found], jax.jit(trace))

@@ -37,15 +37,15 @@ def feature_maps(
       regular: whether maps are regular fields of the group; the first field's slice that came from
         slice 0 is drawn.
     """
-    x = jnp.asarray(image)[None]
+    x = np.asarray(image)[None]
+    turned = planar.transform(group, element, x)
     recorder = layers.recorder(fn, x.shape, keep)
-    upright, moved = recorder.run(x), recorder.run(planar.act(group, element, x))
-    act = planar.act_on_field if regular else planar.act
-    turned = planar.act(group, element, x)
+    upright, moved = recorder.run(jnp.asarray(x)), recorder.run(jnp.asarray(turned))
+    act = planar.act_on_field if regular else planar.transform
     columns: list[tuple[str, Any, Any]] = [("image", turned, turned)]
     for name, before, after in zip(recorder.names, upright, moved):
         if before.ndim == 4:
-            columns.append((name, act(group, element, before), after))
+            columns.append((name, act(group, element, np.asarray(before)), after))
     figure = Figure(figsize=(0.4 + 1.7 * len(columns), 5.9), layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     move = group.labels[element]
@@ -69,15 +69,20 @@ def feature_maps(
 def error_curves(measured: Mapping[str, Errors]) -> Figure:
     """Draw the relative error of every layer, worst element, one curve for each measurement.
 
-    The grey band is what rounding alone explains.
+    The grey band is what rounding alone explains. Elements off the pixel grid, which interpolate,
+    have a curve of their own.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axis = figure.subplots()
     lowest = 1e-8
     longest: Sequence[str] = max((e.layers[:-1] for e in measured.values()), key=len)
     for label, errors in measured.items():
-        worst = np.maximum(errors.relative[:-1].max(1), lowest)
-        axis.semilogy(worst, "o-", ms=3, label=label)
+        worst = np.maximum(errors.relative[:-1, errors.exact].max(1), lowest)
+        (line,) = axis.semilogy(worst, "o-", ms=3, label=label)
+        if not errors.exact.all():
+            worst = np.maximum(errors.relative[:-1, ~errors.exact].max(1), lowest)
+            label = f"{label}, interpolated turns"
+            axis.semilogy(worst, "o:", ms=3, label=label, color=line.get_color())
     axis.axhspan(lowest, ROUNDING, color="grey", alpha=0.15, lw=0)
     axis.set_ylim(lowest, 10)
     axis.set_xticks(range(len(longest)), longest, rotation=90, fontsize=6)

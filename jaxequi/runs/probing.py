@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 
 from jaxequi import experiment
 from jaxequi.experiment import trained
-from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic
 from jaxequi.probes import equivariance, exactness, invariance, pictures
 from jaxequi.runs import report
@@ -64,9 +63,15 @@ def probe(
     verdict = exactness.judge_network(network, (1, *images.shape[1:]), group)
     errors = equivariance.measure(encode, images, group, regular)
     first = errors.first_above()
-    rows = [f"{'layer':32} {'absolute':>10} {'relative':>10}   (worst of {group.order} elements)"]
+    on, off = errors.exact, ~errors.exact
+    head = f"{'layer':32} {'absolute':>10} {'relative':>10}"
+    if off.any():  # the worst of each: elements of the grid, and those that interpolate
+        rows = [f"{head} {'off grid':>10}   (worst of {on.sum()} elements, and of {off.sum()})"]
+    else:
+        rows = [f"{head}   (worst of {group.order} elements)"]
     for name, absolute, relative in zip(errors.layers, errors.absolute, errors.relative):
-        rows.append(f"{name:32} {absolute.max():10.2e} {relative.max():10.2e}")
+        row = f"{name:32} {absolute[on].max():10.2e} {relative[on].max():10.2e}"
+        rows.append(f"{row} {relative[off].max():10.2e}" if off.any() else row)
     measured = {
         None: "no layer breaks",
         "output": "no layer breaks; the output is not invariant, its head keeps the slices apart",
@@ -145,7 +150,6 @@ def _group(network: nn.Module, given: Group | None) -> tuple[Group, bool]:
     own = getattr(network, "group", cyclic(1))
     regular = given is None and own.order > 1
     group = own if regular else given or cyclic(4)
-    planar.check_on_grid(group)
     return group, regular
 
 

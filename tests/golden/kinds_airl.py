@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from kinds_airl_files import FILES
+from kinds_airl_mae import MAE
+from kinds_airl_networks import NETWORKS
+from kinds_airl_optimizers import OPTIMIZERS
+from kinds_airl_steps import STEPS
 from PIL import Image
 
 from jaxequi.augment import blur, colour, mixture
@@ -76,4 +81,12 @@ def mixup_losses(case: Case):
             close(gradient, case[f"grad/{name}_{i}"], rtol=1e-5, atol=1e-6, name=name)
 
 
-KINDS = {"pil_ops": pil_ops, "mae_mixup_losses": mixup_losses}
+KINDS = {
+    **FILES,
+    **MAE,
+    **NETWORKS,
+    **OPTIMIZERS,
+    **STEPS,
+    "pil_ops": pil_ops,
+    "mae_mixup_losses": mixup_losses,
+}

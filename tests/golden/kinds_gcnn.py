@@ -14,13 +14,13 @@ import kinds_gcnn_data
 import numpy as np
 import optax
 from case import Case, close
-from jaxequi.interop.tables import gconv_networks
 
 from jaxequi.evals import turned as turned_logits
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.groups.rotation import rotate
 from jaxequi.interop import mapping
+from jaxequi.interop.formats import gresnet, one_gconv, pcam, rotmnist
 from jaxequi.methods import supervised
 from jaxequi.methods.supervised import Classifier
 from jaxequi.models.gresnet import GResNet
@@ -190,19 +190,19 @@ def backbone_of(case: Case, state):
     if "net.0.weight" in state:
         names = {"kernel": "kernel_size", "stride": "strides", "padding": "padding"}
         net = OneGConv(cyclic(4), fc, **{ours: case.meta[name] for name, ours in names.items()})
-        return net, gconv_networks.table(net)
+        return net, one_gconv.table(net)
     if "conv7.weight" in state:
         group = cyclic(4) if state["conv1.weight"].ndim == 5 else cyclic(1)
         net = RotMnistNet(group, fc, pools=1 if "pool_after" in case.meta else 2)
-        return net, gconv_networks.table(net)
+        return net, rotmnist.table(net)
 
-    pcam = any(name.startswith("layer1.") for name in state)
+    of_pcam = any(name.startswith("layer1.") for name in state)
     blocks = {re.match(r"layers?\.?(\d+)\.(\d+)\.conv2", name) for name in state} - {None}
     first = min(int(b[1]) for b in blocks)
     counts = [
         len({b[2] for b in blocks if int(b[1]) == i}) for i in sorted({int(b[1]) for b in blocks})
     ]
-    root = [f"layer{i + first}" if pcam else f"layers.{i}" for i in range(len(counts))]
+    root = [f"layer{i + first}" if of_pcam else f"layers.{i}" for i in range(len(counts))]
     conv2 = [
         next(
             v
@@ -219,9 +219,11 @@ def backbone_of(case: Case, state):
     if f"{root[0]}.0.conv1.1.weight" in state:
         separable = "gc"
     widths = tuple(w.shape[0] for w in conv2)
-    head = "slices" if fc == widths[-1] * group.order else "coset_last" if pcam else "coset_first"
+    head = (
+        "slices" if fc == widths[-1] * group.order else "coset_last" if of_pcam else "coset_first"
+    )
     net = GResNet(group, widths, tuple(counts), separable, head)
-    return net, gconv_networks.table(net, "layer{1}" if pcam else "layers.{0}")
+    return net, (pcam if of_pcam else gresnet).table(net)
 
 
 def load(case: Case, state=None):

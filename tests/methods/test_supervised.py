@@ -107,3 +107,21 @@ def test_bad_input(keys):
     two = {"views": jnp.zeros((2, 2, 2, 2, 3)), "label": jnp.zeros(2, int)}
     with pytest.raises(ValueError, match=r"one view .* not \(2, 2, 2, 2, 3\)"):
         supervised.make(FirstPixels(), 2).init(next(keys), two)
+
+
+def test_shares_of_the_classes_take_the_labels_place(keys):
+    method = supervised.make(FirstPixels(), 2)
+    params, extra = values(np.eye(2, dtype=np.float32))
+    shares = jnp.array([[0.25, 0.75], [1.0, 0.0]])
+    mixed = {**batch(), "target": shares}
+    value, output = method.loss(params, extra, mixed, next(keys), PROGRESS)
+    wrong = 1 / (1 + np.exp([1.0, 2.0]))  # the first class's complement, the second's
+    first = -0.25 * np.log(1 - wrong[0]) - 0.75 * np.log(wrong[0])
+    np.testing.assert_allclose(value, (first - np.log(wrong[1])) / 2, rtol=1e-6)
+    assert output.metrics == {"accuracy": 1.0}  # of the labels
+
+
+def test_a_classifier_may_start_near_zero(keys):
+    start = supervised.make(FirstPixels(), 500, head_std=2e-5).init(next(keys), batch())[0]
+    np.testing.assert_allclose(start["classifier"]["kernel"].std(), 2e-5, rtol=0.1)
+    assert not start["classifier"]["bias"].any()

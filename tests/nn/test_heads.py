@@ -121,3 +121,39 @@ def test_compute_in_bfloat16_with_f32_parameters(keys, head):
     half, _ = head(dtype=jnp.bfloat16).apply(variables, *arguments, **options)
     assert (full.dtype, half.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05 * np.abs(full).max())
+
+
+@pytest.mark.parametrize(
+    ("widths", "options", "parameters"),
+    [  # of revisitAIRL's heads on 2048 features
+        ((128,), {"norm": None, "last_bias": True}, 23_770_304 - 23_508_032),
+        ((2048, 128), {"norm": None, "last_bias": True}, 27_966_656 - 23_508_032),
+        ((4096, 256), {"last_bias": True}, 32_957_760 - 23_508_032),
+        ((4096, 256), {}, 32_957_504 - 23_508_032),
+    ],
+)
+def test_published_sizes_of_projectors(widths, options, parameters):
+    head, x = heads.Projector(widths, **options), jax.ShapeDtypeStruct((2, 2048), jnp.float32)
+    start = jax.eval_shape(lambda k, x: head.init(k, x, True), jax.random.key(0), x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(start["params"])) == parameters
+
+
+def test_a_frozen_bias_is_added_and_no_parameter(keys):
+    layer, x = heads.Linear(3, frozen_bias=True), jax.random.normal(next(keys), (4, 5))
+    variables = layer.init(next(keys), x)
+    assert set(variables["params"]) == {"kernel"}
+    bias = variables["frozen"]["bias"]
+    assert 0 < np.abs(bias).max() <= 5**-0.5
+    expected = x @ variables["params"]["kernel"] + bias
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5)
+
+
+def test_a_projector_may_end_with_a_norm(keys):
+    head = heads.Projector((6, 4), bias=False, last_bias=True, last_norm=True)
+    x = jax.random.normal(next(keys), (64, 5))
+    variables = head.init(next(keys), x, True)
+    assert "norm_1" not in variables["params"]
+    assert set(variables["params"]["linear_0"]) == {"kernel"}
+    y, _ = head.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(0), 1, rtol=1e-2)

@@ -45,3 +45,47 @@ def test_a_row_of_zeros_has_a_finite_loss_and_gradient(keys):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
         contrastive.ntxent(jnp.ones((3, 4)), jnp.ones((2, 4)))
+
+
+def queue_of(keys, size, width):
+    return contrastive.l2_normalize(jax.random.normal(next(keys), (size, width)))
+
+
+@pytest.mark.parametrize("rows", [4, 5, 64])
+def test_infonce_is_the_cross_entropy_of_all_keys_in_whatever_parts(rows, keys, monkeypatch):
+    monkeypatch.setattr(contrastive, "_QUEUE_ROWS", rows)
+    q, k = (jax.random.normal(next(keys), (3, 6)) for _ in range(2))
+    queue = queue_of(keys, 10, 6)
+
+    def plain(q):
+        a, b = contrastive.l2_normalize(q), contrastive.l2_normalize(k)
+        logits = jnp.concatenate([jnp.sum(a * b, 1, keepdims=True), a @ queue.T], 1) / 0.2
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), jnp.sum(logits > logits[:, :1], 1)
+
+    def streamed(q):
+        return contrastive.infonce(q, k, queue, 0.2)
+
+    (expected, nearer), gradient = jax.value_and_grad(plain, has_aux=True)(q)
+    (found, ahead), streamed_gradient = jax.value_and_grad(streamed, has_aux=True)(q)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(ahead, nearer)
+    np.testing.assert_allclose(streamed_gradient, gradient, atol=1e-6)
+
+
+def test_infonce_teaches_no_key(keys):
+    q, k = (jax.random.normal(next(keys), (3, 6)) for _ in range(2))
+    queue = queue_of(keys, 4, 6)
+    to_k, to_queue = jax.grad(lambda *a: contrastive.infonce(q, *a)[0], (0, 1))(k, queue)
+    assert not to_k.any()
+    assert not to_queue.any()
+
+
+def test_infonce_never_holds_all_similarities():
+    """At 4096 rows and 65536 keys they are 1 GiB, and a plain program holds several of that."""
+    n, size, width = 4096, 65536, 256
+    shapes = [jax.ShapeDtypeStruct((rows, width), jnp.float32) for rows in (n, n, size)]
+    step = jax.jit(jax.value_and_grad(lambda q, k, queue: contrastive.infonce(q, k, queue)[0]))
+    memory = step.lower(*shapes).compile().memory_analysis()
+    part = 4 * n * contrastive._QUEUE_ROWS
+    assert part == 2**26
+    assert memory.temp_size_in_bytes < 4 * part + 4 * size * width

@@ -66,5 +66,5 @@ def test_batches_do_not_matter(keys):
 def test_refuses():
     with pytest.raises(ValueError, match="6 x 7 pixels"):
         equivariance.measure(lambda x: x, np.zeros((1, 6, 7, 1)), cyclic(4))
-    with pytest.raises(ValueError, match="45 degrees"):
-        equivariance.measure(lambda x: x, np.zeros((1, 6, 6, 1)), cyclic(8))
+    with pytest.raises(ValueError, match="45 degrees needs square ones"):
+        equivariance.measure(lambda x: x, np.zeros((1, 6, 7, 1)), cyclic(8))

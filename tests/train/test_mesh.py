@@ -54,5 +54,5 @@ def test_rules_split_the_largest_axis_that_divides():
     assert placed["mu"]["a"].spec == P()
     assert placed["odd"].spec == P()
     assert placed["step"].spec == P()
-    with pytest.raises(ValueError, match=r"write .pattern, 'fsdp'"):
+    with pytest.raises(ValueError, match=r"sharding rule \('a', 'split'\): write"):
         meshes.shard_state(mesh, shapes, [("a", "split")])

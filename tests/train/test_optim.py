@@ -330,3 +330,34 @@ def test_a_mask_that_matches_nothing(mask):
     optimizer = optim.make("adam", learning_rate=1.0, weight_decay=0.1, **mask, **RUN)
     with pytest.raises(ValueError, match="matches the path of no parameter"):
         optimizer.init(a_tree(0))
+
+
+def test_a_cosine_has_a_start_and_an_end():
+    schedule = optim.make_schedule("cosine", 1.0, 12, 4, warmup_from=0.2, end=0.1)
+    found = [float(schedule(t)) for t in (0, 2, 4, 8, 12, 15)]
+    np.testing.assert_allclose(found, [0.2, 0.6, 1.0, 0.55, 0.1, 0.1], rtol=1e-6)
+
+
+def test_pieces_hold_the_rate_of_their_first_step():
+    moving, held = (optim.make_schedule("cosine", 1.0, 12, pieces=n) for n in (0, 4))
+    found = [float(held(t)) for t in range(12)]
+    expected = np.repeat([float(moving(t)) for t in (0, 3, 6, 9)], 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_drop_inside_a_step_comes_before_it():
+    schedule = optim.make_schedule("drops", 1.0, 7, drops=(0.6, 1.0))
+    np.testing.assert_allclose([schedule(t) for t in (3, 4, 6, 7)], [1, 0.1, 0.1, 0.01], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cosine", {"pieces": 5}, "pieces=5 do not divide"),
+        ("constant", {"end": 0.1}, "for 'cosine'"),
+        ("drops", {"warmup_from": 0.1, "drops": (0.5,)}, "for 'constant' and 'cosine'"),
+    ],
+)
+def test_bad_shapes_of_schedules(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make_schedule(name, 1.0, 12, **options)

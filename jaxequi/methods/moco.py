@@ -1,0 +1,164 @@
+"""MoCo: each view names its key, that of the other view, among the keys of a queue.
+
+v1: He et al., CVPR 2020. v2: Chen et al., arXiv 2003.04297; facebookresearch/moco,
+`moco/builder.py`. v2+ and S-MoCo v2+: Huang et al., ECCV 2022; megvii-research/revisitAIRL,
+`exp/mocov2_plus.py` and `exp/moco_based/mcv2p_symmlp.py`.
+
+    v1         projector="128", temperature=0.07
+    v2         projector="2048-128"
+    v2+        projector="4096-256", predictor="4096-256", batch_norm=True, symmetric=True,
+               shuffle=False, momentum=0.99, momentum_schedule="cosine"
+    S-MoCo v2+ as v2+, with last_bias=False, predict_keys=True
+
+The reference moves the key encoder before it encodes keys, here it moves after the optimizer: the
+same sequence of encoders, because at the start both are equal.
+
+Logged: `momentum`, `keys/top1` and `keys/top5` (share of view 1's rows whose key is the nearest of
+all, or among the five nearest), and what shows a collapse (`_siamese.signs`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxequi.errors import Refusal
+from jaxequi.methods import _siamese
+from jaxequi.nn import heads
+from jaxequi.nn import norm as norms
+from jaxequi.objectives.contrastive import infonce, l2_normalize
+from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
+
+
+def make(
+    *,
+    backbone: nn.Module,
+    projector: str = "2048-128",
+    predictor: str = "",
+    batch_norm: bool = False,
+    last_bias: bool = True,
+    predict_keys: bool = False,
+    symmetric: bool = False,
+    shuffle: bool = True,
+    queue: int = 65536,
+    temperature: float = 0.2,
+    momentum: float = 0.999,
+    momentum_schedule: str = "constant",
+    norm: heads.Norm = norms.BatchNorm,
+    dtype: Any = jnp.float32,
+) -> Method:
+    """Make MoCo v2, or by its arguments one of its relatives.
+
+    `extra["own"]` has the `target` (the key encoder), the `queue` f32[K, D] and the `pointer` i32[]
+    to the row that the next key replaces.
+
+    Args:
+      backbone: (images f32[B, H, W, 3], train) -> f32[B, R]; R is its `features`.
+      projector, predictor: widths; the latter is behind the former, and "" is none.
+      batch_norm: normalise between their layers.
+      last_bias: their last layers have biases.
+      predict_keys: the key encoder has a predictor too.
+      symmetric: view 2 names its key among the queue as well, and the keys of a view that is drawn
+        go into the queue; else those of view 2.
+      shuffle: encode the keys in an order drawn anew, so that their statistics groups
+        (`nn.norm`) are not those of the queries. It has an effect with more groups than one.
+      queue: K, the number of its keys; at least B.
+      temperature: tau.
+      momentum, momentum_schedule: m of the key encoder; "constant", or a "cosine" from m to 1.
+      norm: of projector and predictor.
+      dtype: of their computations.
+
+    Raises:
+      ValueError: widths that cannot be read or that end differently; keys that are predicted by
+        nothing; a temperature or queue that is not above 0, an impossible momentum; and when it
+        meets a batch, one without two views or larger than the queue.
+    """
+    if temperature <= 0 or queue < 1:
+        raise Refusal(
+            f"temperature={temperature}, queue={queue}: the former divides the similarities, the "
+            "latter holds keys; both are above 0"
+        )
+    _siamese.check_momentum(momentum, momentum_schedule)
+    options = {
+        "norm": norm if batch_norm else None,
+        "dtype": dtype,
+        "last_bias": last_bias,
+    }
+    project = _siamese.projector(projector, **options)
+    predict = _siamese.projector(predictor, **options) if predictor else None
+    if predict_keys and predict is None:
+        raise Refusal("predict_keys=True asks for a predictor; give its widths")
+    if predict is not None:
+        _siamese.check_widths(project, predict)
+    f_q = _siamese.Siamese(backbone, project, predict)
+    f_k = _siamese.Siamese(backbone, project, predict if predict_keys else None)
+
+    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        key, queue_key = jax.random.split(key)
+        params, extra = _siamese.start(f_q, key, batch)
+        keys = jax.random.normal(queue_key, (queue, project.widths[-1]))
+        own = {
+            "target": _siamese.copy(f_k, params, extra),
+            "queue": l2_normalize(keys),
+            "pointer": jnp.zeros((), jnp.int32),
+        }
+        return params, {**extra, "own": own}
+
+    def encode_keys(target: PyTree, views: list[Array], key: Array) -> tuple[list[Array], PyTree]:
+        if not shuffle:
+            seen, target = _siamese.see_target(f_k, target, views)
+            return [encoded.prediction for encoded in seen], target
+        order = jax.random.permutation(key, len(views[0]))
+        shuffled = [jnp.take(images, order, axis=0) for images in views]
+        seen, target = _siamese.see_target(f_k, target, shuffled)
+        back = jnp.argsort(order)
+        return [encoded.prediction[back] for encoded in seen], target
+
+    def loss(
+        params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
+    ) -> tuple[Array, Output]:
+        views = _siamese.two_views(batch)
+        if len(views) > queue:
+            raise Refusal(f"a batch of {len(views)} keys does not fit a queue of {queue}")
+        own, collections = _siamese.split(extra)
+        order_key, choice_key = jax.random.split(key)
+        x = [views[:, 0], views[:, 1]]
+
+        seen, collections = f_q.see(params, collections, x if symmetric else x[:1])
+        q = [encoded.prediction for encoded in seen]
+        k, target = encode_keys(own["target"], x if symmetric else x[1:], order_key)
+        total, nearer = infonce(q[0], k[-1], own["queue"], temperature)
+        if symmetric:
+            total += infonce(q[1], k[0], own["queue"], temperature)[0]
+        first = jax.random.uniform(choice_key) < 0.5
+        new = l2_normalize(jnp.where(first, k[0], k[-1]))
+
+        rows = (own["pointer"] + jnp.arange(len(new))) % queue
+        own = {
+            "target": target,
+            "queue": own["queue"].at[rows].set(new, unique_indices=True),
+            "pointer": (own["pointer"] + len(new)) % queue,
+        }
+        metrics = {
+            "keys/top1": jnp.mean(nearer < 1),
+            "keys/top5": jnp.mean(nearer < 5),
+            "momentum": 1 - share(progress),
+            **_siamese.signs(seen),
+        }
+        return total, Output({**collections, "own": own}, metrics, _siamese.stack(seen))
+
+    def share(progress: Progress) -> Array:
+        return _siamese.share(momentum, momentum_schedule, progress.fraction)
+
+    def update(params: PyTree, extra: PyTree, progress: Progress) -> PyTree:
+        own = extra["own"]
+        target = _siamese.average(own["target"], params, share(progress))
+        return {**extra, "own": {**own, "target": target}}
+
+    def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
+        return f_q.evaluate(params, _siamese.split(extra)[1], views)
+
+    return Method(init=init, loss=loss, encode=encode, update=update)

@@ -1,0 +1,191 @@
+"""Layers of vision transformers: patches, tables of positions, attention, blocks.
+
+Dosovitskiy et al., ICLR 2021; as timm 0.3.2 and facebookresearch/mae have them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxequi.errors import Refusal
+from jaxequi.types import Array
+
+Dtype = Any
+_xavier = nn.initializers.xavier_uniform()
+
+
+def patchify(images: Array, size: int) -> Array:
+    """Cut pictures [N, H, W, C] into patches [N, L, size * size * C].
+
+    Patches row by row, and in each its pixels row by row, channels last: facebookresearch/mae,
+    `models_mae.py`, `patchify`.
+
+    Raises:
+      ValueError: the size does not divide a side.
+    """
+    n, height, width, channels = images.shape
+    if height % size or width % size:
+        raise Refusal(
+            f"patches of {size}x{size} do not fill pictures of {height}x{width}; resize them to "
+            f"{max(height // size, 1) * size}x{max(width // size, 1) * size}, or change `patch`"
+        )
+    cut = images.reshape(n, height // size, size, width // size, size, channels)
+    return cut.swapaxes(2, 3).reshape(n, -1, size * size * channels)
+
+
+def unpatchify(patches: Array, height: int, width: int, channels: int = 3) -> Array:
+    """Put patches [N, L, size * size * C] together, as `patchify` cut them: [N, H, W, C]."""
+    n, _, values = patches.shape
+    size = math.isqrt(values // channels)
+    cut = patches.reshape(n, height // size, width // size, size, size, channels)
+    return cut.swapaxes(2, 3).reshape(n, height, width, channels)
+
+
+def sincos_positions(width: int, rows: int, columns: int) -> np.ndarray:
+    """Fixed code of a class token and of rows * columns patches: f32[1 + rows * columns, width].
+
+    facebookresearch/mae, `util/pos_embed.py`: sines and cosines of the *column* in the first half,
+    of the row in the second. The class token's code is 0.
+
+    Raises:
+      ValueError: four does not divide the width.
+    """
+    if width % 4:
+        raise Refusal(f"a code of positions has sines and cosines twice; width {width} % 4 != 0")
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+
+    def code(x: np.ndarray) -> np.ndarray:
+        angles = x.reshape(-1, 1) * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    patches = np.concatenate([code(column), code(row)], axis=-1)
+    return np.concatenate([np.zeros((1, width)), patches]).astype(np.float32)
+
+
+def resize_positions(table: Array, rows: int, columns: int) -> Array:
+    """Interpolate a table of a square grid to another: [1 + g * g, D] to [1 + rows * columns, D].
+
+    Bicubic as torch's `interpolate` (a = -0.75, corners not aligned, no smoothing); the class
+    token's row is kept. facebookresearch/mae, `util/pos_embed.py`, `interpolate_pos_embed`.
+    """
+    side = math.isqrt(len(table) - 1)
+    grid = table[1:].reshape(side, side, -1)
+    grid = jnp.einsum(
+        "yi,xj,ijd->yxd", _bicubic(side, rows), _bicubic(side, columns), grid, precision="highest"
+    )
+    return jnp.concatenate([table[:1], grid.reshape(rows * columns, -1)])
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Weights [new, old] of cubic convolution with a = -0.75; the edge goes on outside."""
+
+    def near(x: np.ndarray) -> np.ndarray:
+        return (1.25 * x - 2.25) * x * x + 1
+
+    def far(x: np.ndarray) -> np.ndarray:
+        return ((-0.75 * x + 3.75) * x - 6) * x + 3
+
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(int)
+    part = at - first
+    weights = np.zeros((new, old))
+    for tap, weight in enumerate((far(part + 1), near(part), near(1 - part), far(2 - part))):
+        np.add.at(weights, (np.arange(new), np.clip(first + tap - 1, 0, old - 1)), weight)
+    return weights.astype(np.float32)
+
+
+def _linear(features: int, dtype: Dtype, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=_xavier, name=name)
+
+
+def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
+    """Make a LayerNorm with epsilon 1e-6; its statistics are f32."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class PatchEmbed(nn.Module):
+    """Patches [N, L, size * size * C] to tokens [N, L, features]: a convolution with that stride.
+
+    Parameters: `kernel` f32[size, size, C, features], `bias` f32[features].
+    """
+
+    features: int
+    size: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Array) -> Array:
+        values = patches.shape[-1]
+        shape = (self.size, self.size, values // self.size**2, self.features)
+        init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2))
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        bias = self.param("bias", _torch_bias(values), (self.features,), jnp.float32)
+        kernel = kernel.reshape(values, -1).astype(self.dtype)
+        return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+
+
+def _torch_bias(fan_in: int) -> nn.initializers.Initializer:
+    def uniform(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return uniform
+
+
+class Attention(nn.Module):
+    """Every token reads every token: [N, T, D] to [N, T, D], in `heads` parts of D."""
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, tokens, width = x.shape
+        if width % self.heads:
+            raise Refusal(f"{self.heads} heads do not divide the width of {width}")
+        qkv = _linear(3 * width, self.dtype, "qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(n, tokens, 3, self.heads, -1), 2, 0)
+        mixed = jax.nn.dot_product_attention(q, k, v).reshape(n, tokens, width)
+        return _linear(width, self.dtype, "proj")(mixed)
+
+
+class MLP(nn.Module):
+    """Two layers on each token with an exact GELU between them."""
+
+    hidden: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = nn.gelu(_linear(self.hidden, self.dtype, "fc1")(x), approximate=False)
+        return _linear(x.shape[-1], self.dtype, "fc2")(h)
+
+
+class Block(nn.Module):
+    """x + Attention(LN(x)), then x + MLP(LN(x)): [N, T, D] to [N, T, D].
+
+    Attributes:
+      heads: of the attention.
+      mlp_ratio: hidden width over D.
+      drop_path: probability that a branch is left out for an example; what is kept is divided by
+        the probability that it is (rng "dropout").
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+        h = layer_norm(self.dtype, "norm1")(x)
+        x = x + drop(Attention(self.heads, self.dtype, name="attn")(h))
+        h = layer_norm(self.dtype, "norm2")(x)
+        return x + drop(MLP(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(h))
