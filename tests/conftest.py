@@ -1,15 +1,22 @@
-"""Eight simulated CPU devices, and an error at the first NaN, for the whole suite."""
+"""What holds for the whole suite: eight simulated CPU devices, an error at the first NaN, compiled
+programs kept for the next test that needs the same one, and a ceiling for the work of a test."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0"
 )
+# Most tests compile a program that another test, the next process or the last suite compiled too.
+CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np
@@ -18,6 +25,28 @@ from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and pytest parses none
 jax.config.update("jax_platforms", "cpu")
+
+
+CPU_SECONDS = 120  # of one test and of the processes that it started, whatever else is running
+
+
+def cpu_seconds():
+    """User and system time of this process and of its children that ended."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    before = cpu_seconds()
+    result = yield
+    spent = cpu_seconds() - before
+    if spent > CPU_SECONDS:
+        pytest.fail(
+            f"{item.nodeid} took {spent:.0f} s of CPU time; a test may take {CPU_SECONDS}: use a "
+            "smaller network or picture, fewer compilations, or a run shared through a fixture",
+            pytrace=False,
+        )
+    return result
 
 
 @pytest.fixture(autouse=True)

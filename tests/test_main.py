@@ -24,7 +24,7 @@ def command(*arguments):
 def call(*arguments):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device, as at home
     return subprocess.run(
-        command(*arguments), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        command(*arguments), cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
     )
 
 
@@ -38,7 +38,7 @@ def call(*arguments):
         (("--config=configs/linear.py",), "--config.init_from=FOLDER_OF_A_RUN"),
         (("--config=configs/sie.py:smoke", "--config.method.name=sieve"), "'sie'"),
         (("--config=configs/sie.py:smoke", "--workdir=/dev/null/x"), "cannot be used"),
-        (("--config=configs/sie.py:smoke", "extra"), "unknown argument 'extra'"),
+        (("--config=configs/sie.py:smoke", "extra"), "not 1 arguments ('extra')"),
         (
             ("--config=configs/rotmnist.py:approximate27,smoke", "--config.check=error"),
             "refuses a network that is not exact",
@@ -107,7 +107,7 @@ def test_a_machine_that_is_not_there(tmp_path):
 
 def wait_for_steps(metrics, *running):
     """Return when three steps are logged; fail if a process ends before that."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         for process in running:
             assert process.poll() is None, process.communicate()[0]
@@ -129,7 +129,7 @@ def test_interrupted_and_started_again(tmp_path):
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for_steps(metrics, running)
     running.send_signal(signal.SIGTERM)
-    output, _ = running.communicate(timeout=100)
+    output, _ = running.communicate(timeout=300)
     assert running.returncode == 85, output
     assert "interrupted" in output
     done = call(*arguments)
@@ -173,7 +173,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     running = start_two(*arguments, f"--workdir={tmp_path / 'two'}")
     wait_for_steps(metrics, *running)
     running[1].send_signal(signal.SIGTERM)  # a scheduler may tell one host alone
-    outputs = [process.communicate(timeout=100)[0] for process in running]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [85, 85], outputs
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     done = call(*arguments[:1], *arguments[2:], "--config.total_steps=2", f"--workdir={tmp_path}")

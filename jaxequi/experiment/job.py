@@ -213,7 +213,10 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
     if config.init_from:
         network = trained.load(config.init_from, config.init_step, config.init_encoder)
     elif config.cache.on:
-        raise Refusal("cache.on=True: features are those of a trained network; set init_from=RUN")
+        raise Refusal(
+            "cache.on=True: features are those of a trained network; give "
+            "--config.init_from=FOLDER_OF_A_RUN"
+        )
     origin = f"the checkpoint {config.init_from}" if network else "a config without init_from"
     there = network.config if network is not None else None
     if config.backbone is None:

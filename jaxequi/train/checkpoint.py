@@ -1,4 +1,10 @@
-"""Checkpoints of a run: written behind the training, the latest N and the best kept."""
+"""Checkpoints of a run: written behind the training, the latest N and the best kept.
+
+They are written with `orbax.checkpoint.CheckpointManager` and not with orbax's `v1`, which its
+package still keeps under `experimental` and which is built on this same manager; once
+orbax-checkpoint 1.0 makes `v1` its top level, this file moves, and tests/train/test_saved_run.py
+says whether the runs of before can still be read.
+"""
 
 from __future__ import annotations
 

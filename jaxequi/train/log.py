@@ -63,7 +63,8 @@ class Window:
                 for name, steps in sorted(bad.items(), key=lambda item: item[1][0])
             )
             raise NonFiniteError(f"not finite: {told}")
-        self.fetched += rows
+        # A new list: a checkpoint may be writing the one that was returned before.
+        self.fetched = [*self.fetched, *rows]
         return self.fetched
 
     def mean(self) -> dict[str, float]:

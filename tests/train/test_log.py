@@ -16,6 +16,16 @@ def test_window_means_and_empties():
     assert window.mean() == {}
 
 
+def test_rows_that_were_fetched_stay_as_they_are():
+    """A checkpoint may still be writing them when the next steps are fetched."""
+    window = log.Window()
+    window.add(4, {"loss": jnp.array(2.0)})
+    saved = window.fetch()
+    window.add(5, {"loss": jnp.array(3.0)})
+    assert window.fetch() == [{"loss": 2.0}, {"loss": 3.0}]
+    assert saved == [{"loss": 2.0}]
+
+
 def test_non_finite_names_metric_and_steps():
     window = log.Window()
     for step, value in enumerate([1.0, jnp.inf, 2.0, jnp.nan], start=7):
