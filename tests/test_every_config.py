@@ -30,6 +30,9 @@ TRAINED = [
     (CONFIGS / "classification.py", "digits"),
     (CONFIGS / "imagenet_p4.py", "approximate"),
     (CONFIGS / "unequivariance.py", "even"),
+    (CONFIGS / "moco.py", "v2plus_lars"),
+    (CONFIGS / "simsiam.py", "fix_pred_lr"),
+    (CONFIGS / "mae.py", "base"),
     *[
         (CONFIGS / "sie.py", variant)
         for variant in (
@@ -89,6 +92,7 @@ def test_smoke_trains(file, variant, tmp_path):
     judged = {name for name in rows[-1] if name.startswith("val/")}
     assert {name.split("/")[1] for name in judged} == {e.name for e in job.evaluations}
     shares = [rows[-1][name] for name in judged if "/top" in name or "/accuracy" in name]
+    assert shares
     held_out = job.sets["val"].examples * job.sets["val"].shapes()["views"].shape[1]
     for share in shares:  # of so many views, or of as many at each of four angles
         assert 0 <= share <= 1
