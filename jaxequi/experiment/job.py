@@ -99,9 +99,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         "equi": network.equi if network is not None else None,
     }
     _check_classes(config, len(class_names))
-    steps_per_epoch = order.steps_per_epoch(batch_size, examples)
-    if config.train.get("order", "epochs") == "stream":
-        steps_per_epoch = max(1, examples // batch_size)
+    steps_per_epoch = _steps_per_epoch(config, examples)
     steps = total_steps(config, steps_per_epoch, overridden)
     method = networks.make_method(config, facts, backbone)
     passes = _passes(config, mesh, frozen)
@@ -313,6 +311,14 @@ def _preflight(config: ml_collections.ConfigDict) -> Callable[[Batch], str] | No
         return f"equivariance, predicted:\n{verdict}"
 
     return judge
+
+
+def _steps_per_epoch(config: ml_collections.ConfigDict, examples: int) -> int:
+    """Whole batches in a pass; an endless stream, or a run of no step, needs not fill one."""
+    learns = 0 not in (config.total_steps, config.total_epochs)
+    if learns and config.train.get("order", "epochs") == "epochs":
+        return order.steps_per_epoch(config.batch_size, examples)
+    return max(1, examples // config.batch_size)
 
 
 def total_steps(

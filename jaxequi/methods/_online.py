@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxequi.errors import Refusal
 from jaxequi.groups import relation as relations
 from jaxequi.nn import heads
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.objectives import classification, regression
 from jaxequi.types import (
     Array,
@@ -82,13 +83,13 @@ class OnlineHeads(nn.Module):
                 labelled = related = labelled | related
             for part, x in labelled.items():
                 head = heads.Linear(self.classes, dtype=self.dtype, name=f"label_{part}")
-                outputs[f"logits/{part}"] = head(x).astype(jnp.float32)
+                outputs[f"logits/{part}"] = at_least_f32(head(x))
             for part, x in related.items():
                 if self.columns and x.shape[1] == 2:
                     both = x.reshape(len(x), -1)
                     widths = (both.shape[-1], both.shape[-1], self.columns)
                     mlp = heads.MLP(widths, self.dtype, name=f"relation_{part}")
-                    outputs[f"relation/{part}"] = mlp(both).astype(jnp.float32)
+                    outputs[f"relation/{part}"] = at_least_f32(mlp(both))
         return outputs
 
 

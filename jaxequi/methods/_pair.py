@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxequi.errors import Refusal
 from jaxequi.nn import heads
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.objectives import collapse
 from jaxequi.types import (
     Array,
@@ -101,7 +102,7 @@ class Plain(Network):
 
     def encode(self, images: Array, train: bool) -> Encoded:
         representation = self.backbone(images, train)
-        embedding = _f32(self.projector(representation, train))
+        embedding = at_least_f32(self.projector(representation, train))
         return Encoded(representation, embedding, embedding[:, :0])
 
 
@@ -132,8 +133,8 @@ class Parts(Network):
         representation = self.backbone(images, train)
         inv = representation[:, :0]
         if self.projector_inv is not None:
-            inv = _f32(self.projector_inv(representation[:, : self.inv], train))
-        equi = _f32(self.projector_equi(representation[:, -self.equi :], train))
+            inv = at_least_f32(self.projector_inv(representation[:, : self.inv], train))
+        equi = at_least_f32(self.projector_equi(representation[:, -self.equi :], train))
         return Encoded(representation, inv, equi)
 
     def relate(self, x: Encoded, y: Encoded, z: Any) -> Array:
@@ -141,11 +142,7 @@ class Parts(Network):
 
     def predict(self, equi: Array, z: Array) -> Array:
         """Predict the equivariant part of view 2's embedding from view 1's: f32[B, E_equi]."""
-        return _f32(self.predictor(equi, z))
-
-
-def _f32(x: Array) -> Array:
-    return x.astype(jnp.float32)
+        return at_least_f32(self.predictor(equi, z))
 
 
 def projector(

@@ -16,6 +16,7 @@ from jaxequi.groups import relation as relations
 from jaxequi.methods import _pair, _specs
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.objectives.regression import mean_squared_error
 from jaxequi.types import Array, Method, Metrics, Relation
 
@@ -27,7 +28,7 @@ class Network(_pair.Plain):
 
     def relate(self, x: _pair.Encoded, y: _pair.Encoded, z: Any) -> Array:
         both = jnp.concatenate([x.representation, y.representation], axis=-1)
-        return self.predictor(both).astype(jnp.float32)
+        return at_least_f32(self.predictor(both))
 
 
 def make(

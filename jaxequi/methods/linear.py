@@ -179,7 +179,7 @@ class Heads(nn.Module):
 
 
 def _score(name: str, task: Task, output: Array, target: Array) -> tuple[Array, Metrics]:
-    output = output.astype(jnp.float32)
+    output = norms.at_least_f32(output)
     if not task.columns:
         logits = output.reshape(-1, task.outputs)
         labels = jnp.repeat(target, output.shape[1])

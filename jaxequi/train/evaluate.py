@@ -25,7 +25,10 @@ def run_evaluations(
 ) -> tuple[dict[str, float], dict[str, Features]]:
     """Encode each set once, and measure every evaluation on the features that it reads.
 
-    Host memory: the features that are read, in the dtype of the network, and one batch of images.
+    Host memory: the features that are read, in the dtype of the network, and a few batches of
+    images. Measured, ResNet-10 of width 64 on images of 16 pixels in batches of 250 (two CPU
+    cores, 2026-11-27): a pass over 20,000 of them added 191 MiB, 40 MiB of which are the features;
+    a pass over 1,000 added 145 MiB.
 
     Returns:
       `<set>/<evaluation>/<metric>`, and the features of every set.

@@ -176,6 +176,16 @@ def test_bad_input(sie_run, words, fields, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_without_a_step_takes_sets_smaller_than_its_batch(sie_run):
+    config = config_of(sie_run, "sie_predictor,smoke", batch_size=64)
+    assert len(experiment.make_source(trained.load(sie_run).config.val.source)) < 64
+    job = experiment.build(config)
+    assert (job.total_steps, job.steps_per_epoch) == (0, 1)
+    assert {evaluation.name for evaluation in job.evaluations} == {"retrieval", "prediction"}
+    with pytest.raises(Refusal, match="more than the 20 examples"):
+        experiment.build(config_of(sie_run, "sie_all,smoke", batch_size=64))
+
+
 def test_other_checkpoints(tmp_path, vicreg_run):
     with pytest.raises(Refusal, match="there is no folder"):
         experiment.build(config_of(tmp_path / "none", "sie_all,smoke"))
