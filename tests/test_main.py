@@ -15,6 +15,7 @@ import pytest
 from jaxequi import cli, main
 
 ROOT = pathlib.Path(__file__).parent.parent
+QUICK = "--xla_backend_optimization_level=0"  # to compile; the steps of a smoke are nothing
 
 
 def command(*arguments):
@@ -22,7 +23,7 @@ def command(*arguments):
 
 
 def call(*arguments):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device, as at home
+    env = {**os.environ, "XLA_FLAGS": QUICK}  # one device, as at home
     return subprocess.run(
         command(*arguments), cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
     )
@@ -148,7 +149,7 @@ def start_two(*arguments):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    cluster["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    cluster["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=2"
     return [
         subprocess.Popen(
             command(*arguments),
