@@ -7,7 +7,7 @@ Garrido et al., ICML 2023, arXiv 2302.10283; facebookresearch/SIE, `eval_*.py`.
     python -m jaxequi.main --config=configs/evals.py:sie_predictor --config.checkpoint=...
 
 Variants: `sie_all` (the default: everything that follows, in one pass over the data),
-`sie_classification`, `sie_rotation`, `sie_color`, and `sie_predictor` (MRR, H@k, PRE).
+`sie_classification`, `sie_rotation`, `sie_euler`, `sie_color`, `sie_predictor` (MRR, H@k, PRE).
 
 Words after the variant: `linear` and `deep` choose the heads; `published` is the protocol of the
 reference, in which the statistics of the frozen network drift while the heads learn; `paper` is

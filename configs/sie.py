@@ -1,12 +1,14 @@
 """SIE and its family: split invariant-equivariant representations of 3D objects.
 
 Garrido, Najman, LeCun: Self-Supervised Learning of Split Invariant Equivariant Representations,
-ICML 2023, arXiv 2302.10283. Each variant is one of the fourteen classes of facebookresearch/SIE.
+ICML 2023, arXiv 2302.10283. The variants are the fourteen classes of facebookresearch/SIE, and
+`wigner`, which is beyond them.
 
     python -m jaxequi.main --config=configs/sie.py                 # SIE, embedded data
     python -m jaxequi.main --config=configs/sie.py:vicreg          # another method
     python -m jaxequi.main --config=configs/sie.py:sie,smoke       # three tiny steps
-    python -m jaxequi.main --config=configs/sie.py:sie,paper --config.train.source.root=DIR
+    python -m jaxequi.main --config=configs/sie.py:sie,paper \\
+        --config.train.source.root=DIR --config.val.source.root=DIR
 
 Words after the variant: `paper` is the published experiment on 3DIEBench (ResNet-18, 256 pixels,
 batch 1024, 2000 epochs, Adam 1e-3 constant); `smoke` is tiny; `deep` and `mlp` are the other

@@ -1,13 +1,14 @@
 """Train or evaluate what a config says: python -m jaxequi.main --config=configs/sie.py:vicreg,smoke
 
 The word after the colon names a variant, further words change its size (`smoke`: seconds, `paper`:
-the published experiment). Any field can be set: --config.batch_size=128 --config.method.equi=64.
+the published experiment). Any field can be set: --config.batch_size=128.
 
   --workdir DIR   where everything goes (default: a new folder under runs/); the same command with
                   the same --workdir goes on where an interrupted run stopped
 
 Where things live: configs/ the experiments; jaxequi/methods/ what is learned, jaxequi/objectives/
-the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; the map is in README.md.
+the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; the map is in
+jaxequi/README.md.
 
 Exit codes: 0 finished, 1 failed (a metric was not finite, the disk was full), 2 bad input (nothing
 was done), 85 interrupted and saved.

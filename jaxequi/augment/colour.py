@@ -1,7 +1,7 @@
 """Photometry, with Pillow's 8-bit arithmetic: colour jitter, grayscale, solarize.
 
 Every operation yields whole levels, cut or rounded where Pillow cuts or rounds, so that a picture
-differs from the reference's by the rounding of single precision alone (see tests/test_augment.py
+differs from the reference's by the rounding of single precision alone (see tests/augment/test_photometry.py
 for the measured bounds). `brightness`, `contrast`, `saturation` and `shift_hue` are the steps of
 `color_jitter`.
 """

@@ -1,4 +1,4 @@
-"""The frozen evaluations of one checkpoint: features computed once, against in every step.
+"""The frozen evaluations of one checkpoint: features computed once, against computed in every step.
 
 Three tasks x three parts, heads and network (ResNet-18, full width) as published, 300 epochs of the
 embedded data at 64 pixels. The published protocol is nine runs, as the reference has it. A step of

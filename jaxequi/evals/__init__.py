@@ -1,1 +1,1 @@
-"""Evaluations of features: each file has `evaluate(features, ...) -> dict[str, float]`."""
+"""Measures of a whole set: each file has `SETS`, `reads(**options)` and `evaluate(sets, **options)`."""

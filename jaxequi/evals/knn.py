@@ -67,14 +67,16 @@ def evaluate(
     Returns:
       `top1`, `top5`, `k`, `temperature`.
     """
-    (bank, labels), (queries, truth) = (_views(sets[name], feature) for name in SETS)
-    scores = votes(bank, labels, queries, int(max(labels.max(), truth.max())) + 1, k, temperature)
+    (neighbours, labels), (queries, truth) = (_views(sets[name], feature) for name in SETS)
+    scores = votes(
+        neighbours, labels, queries, int(max(labels.max(), truth.max())) + 1, k, temperature
+    )
     found = {f"top{n}": float(classification.top_k(scores, truth, n)) for n in (1, 5)}
     return {**found, "k": k, "temperature": temperature}
 
 
 def votes(
-    bank: np.ndarray,
+    neighbours: np.ndarray,
     labels: np.ndarray,
     queries: np.ndarray,
     classes: int,
@@ -90,9 +92,9 @@ def votes(
         asked = _padded(queries[first : first + QUERIES], min(QUERIES, len(queries)))
         best = jnp.full((len(asked), k), -jnp.inf)
         where = jnp.zeros((len(asked), k), jnp.int32)
-        for start in range(0, len(bank), BLOCK):
-            block = _padded(bank[start : start + BLOCK], min(BLOCK, len(bank)))
-            there = min(BLOCK, len(bank) - start)
+        for start in range(0, len(neighbours), BLOCK):
+            block = _padded(neighbours[start : start + BLOCK], min(BLOCK, len(neighbours)))
+            there = min(BLOCK, len(neighbours) - start)
             best, where = _nearer(asked, block, start, there, best, where, k)
         found.append(_weigh(best, labels[np.asarray(where)], classes, temperature))
     return np.concatenate([np.asarray(f) for f in found])[: len(queries)]

@@ -1,4 +1,4 @@
-"""From a config to plain objects. No other room reads a config."""
+"""From a config to plain objects. A run is built from its config here and nowhere else."""
 
 from jaxequi.experiment.job import build as build
 from jaxequi.experiment.networks import make_backbone as make_backbone

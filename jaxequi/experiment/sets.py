@@ -48,7 +48,7 @@ class Set:
     Attributes:
       source: its examples.
       transform: what the host does to one.
-      num_views: stored views drawn of each; with `in_order` all of them.
+      num_views: stored views drawn of each; of `AllViews` all, in storage order.
       augment: what the device does to a batch.
       batch_size: of a pass over it.
       seed: of what is drawn.

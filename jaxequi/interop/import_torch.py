@@ -1,7 +1,7 @@
 """Read weights of torch into a run: python -m jaxequi.interop.import_torch --file=FILE
 
     --file=model.pth --config=configs/sie.py:sie,paper
-    --file=p4.ckpt --config=configs/classification.py:cifar10 --config.backbone.width=16
+    --file=p4.ckpt --config=configs/classification.py:cifar10
     --file=resnet50.pth                                        # torchvision's need no config
 
   --file FILE        as `torch.save` wrote it; one that would run code is refused

@@ -1,6 +1,6 @@
 """Networks as the programs of this room see them: shapes from a config, values in a run's folder.
 
-All that the room needs of `experiment`, `trained` and `train.checkpoint` is here.
+All that the room needs of `experiment` and `train.checkpoint` is here.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class RunLog:
         """Open the log at `start_step`: what an earlier try wrote beyond it is taken back.
 
         Args:
-          show: patterns of the metrics that the terminal shows (`probe/r2/*`).
+          show: patterns of the metrics that the terminal shows (`online/r2/*`).
         """
         self.show, self.total_steps = tuple(show), total_steps
         self.first = jax.process_index() == 0

@@ -25,7 +25,7 @@ class Network(nn.Module):
         )
 
 
-def make(*, backbone, examples, K=32, m=0.9, T=0.2, clusters=4):
+def make(*, backbone, examples, K=32, m=0.9, T=0.2, clusters=4) -> Method:
     network = Network(backbone, clusters)
 
     def init(key, batch):
