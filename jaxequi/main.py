@@ -7,8 +7,7 @@ the published experiment). Any field can be set: --config.batch_size=128.
                   the same --workdir goes on where an interrupted run stopped
 
 Where things live: configs/ the experiments; jaxequi/methods/ what is learned, jaxequi/objectives/
-the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; the map is in
-jaxequi/README.md.
+the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; jaxequi/README.md is the map.
 
 Exit codes: 0 finished, 1 failed (a metric was not finite, the disk was full), 2 bad input (nothing
 was done), 85 interrupted and saved.

@@ -1,8 +1,8 @@
 """Photometry, with Pillow's 8-bit arithmetic: colour jitter, grayscale, solarize.
 
 Every operation yields whole levels, cut or rounded where Pillow cuts or rounds, so that a picture
-differs from the reference's by the rounding of single precision alone (see tests/augment/test_photometry.py
-for the measured bounds). `brightness`, `contrast`, `saturation` and `shift_hue` are the steps of
+differs from the reference's by the rounding of single precision alone (the measured bounds are in
+tests/augment/test_photometry.py). `brightness`, `contrast`, `saturation` and `shift_hue` are the steps of
 `color_jitter`.
 """
 

@@ -1,1 +1,1 @@
-"""Measures of a whole set: each file has `SETS`, `reads(**options)` and `evaluate(sets, **options)`."""
+"""Measures of whole sets: each file has `SETS`, `reads(**options)`, `evaluate(sets, **options)`."""
