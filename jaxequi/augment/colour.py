@@ -2,8 +2,8 @@
 
 Every operation yields whole levels, cut or rounded where Pillow cuts or rounds, so that a picture
 differs from the reference's by the rounding of single precision alone (the measured bounds are in
-tests/augment/test_photometry.py). `brightness`, `contrast`, `saturation` and `shift_hue` are the steps of
-`color_jitter`.
+tests/augment/test_photometry.py). `brightness`, `contrast`, `saturation` and `shift_hue` are the
+steps of `color_jitter`.
 """
 
 from __future__ import annotations
