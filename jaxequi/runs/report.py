@@ -7,7 +7,6 @@ writes `figures/*.png` and `report.html`, which holds the figures and can be sen
 from __future__ import annotations
 
 import base64
-import collections
 import html
 import json
 import pathlib
@@ -33,12 +32,16 @@ LATENT_NAMES = ("rot x", "rot y", "rot z", "floor hue", "light theta", "light ph
 def curves(rows: list[dict[str, Any]]) -> Figure:
     """Every metric over the steps; metrics that differ in the last word only share a panel.
 
-    A metric that was taken once is no curve; it is in the table of the page.
+    A metric that was taken once, or that never changes (the k of kNN), is no curve; it is in the
+    table of the page.
     """
-    taken = collections.Counter(name for row in rows for name in row)
+    taken: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            taken.setdefault(name, []).append(value)
     panels: dict[str, list[str]] = {}
-    for name, times in taken.items():
-        if name not in ("step", "epoch") and (times > 1 or len(rows) == 1):
+    for name, values in taken.items():
+        if name not in ("step", "epoch") and (len(set(values)) > 1 or len(rows) == 1):
             panels.setdefault(name.rpartition("/")[0] or name, []).append(name)
     columns = 3
     lines = -(-len(panels) // columns)
