@@ -277,6 +277,7 @@ def _best(
         statistics.fmean(row.values[title])
         for row in table
         if row.label.split(" ")[0] == method
+        and not row.protocol.startswith("fine-tuned")  # which judges the labels more than the start
         and title in row.values
         and not (without and without in row.label)
     ]
