@@ -21,7 +21,7 @@ Words: `smoke` takes seconds.
 Measured on two CPU cores, 2026-11-27, seed 0: configs/sie.py:VARIANT with --config.total_steps=300
 (60 held-out objects of 12 classes in 50 views; chance is 8 %), and the classifier of
 configs/classification.py:digits,exact,coset (359 test digits). `linear` and `knn` as they stand,
-`finetune` with --config.total_epochs=20, which takes one view of each object. Effective rank: RankMe.
+`finetune` with --config.total_epochs=20, which takes one view of each object. Rank is RankMe's.
 
                      linear top-1   kNN    fine-tuned top-1   rank
     sie                  0.53       0.66        0.55           47
@@ -29,8 +29,8 @@ configs/classification.py:digits,exact,coset (359 test digits). `linear` and `kn
     simclr               0.75       0.81        0.62           55
     supervised           0.98       0.99        0.99           13
 
-So short a fine-tuning of so few objects (240) forgets more than it learns; and after 300 of its 1200
-steps SIE is far from done.
+So short a fine-tuning of so few objects (240) forgets more than it learns; and after 300 of its
+1200 steps SIE is far from done.
 """
 
 import ml_collections
