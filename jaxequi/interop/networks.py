@@ -89,6 +89,9 @@ def save(
     if folder.is_dir() and any(folder.iterdir()):
         raise Refusal(f"{folder} has checkpoints already; give another --workdir")
     extra = dict(variables)
+    if config.method is not None and config.method.get("num_classes", 0) is None:
+        # A fact of the data, which a training writes down; here the classifier knows it.
+        config.method.num_classes = extra["params"]["classifier"]["kernel"].shape[-1]
     state = {"params": extra.pop("params"), "extra": extra}
     with files.appearing(folder) as part:
         checkpoints = checkpoint.Checkpoints(part, keep=1)

@@ -39,6 +39,11 @@ def of_pcam(architecture, **fields):
     return config_of("classification", "pcam", backbone__architecture=architecture, **fields)
 
 
+def classes_of(config):
+    """How many classes the data of a config have."""
+    return config.method.num_classes or (2 if config.backbone.name == "one_gconv" else 10)
+
+
 def torchvision(architecture, classes=3):
     return formats.find("torchvision").described(architecture, classes)
 
@@ -65,7 +70,7 @@ CASES = [(name, config) for name, configs in NETWORKS.items() for config in conf
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda v: v if isinstance(v, str) else "")
 def test_out_and_back(name, config, filled):
-    variables = filled(networks.shapes(config, config.method.num_classes))
+    variables = filled(networks.shapes(config, classes_of(config)))
     assert formats.of_run(config) == name
     written = formats.find(name).write(config, variables, 3)
     assert not written.left_out
@@ -168,7 +173,7 @@ def test_names_of_two_systems_are_told_apart_by_the_config():
     ],
 )
 def test_what_the_original_does_not_have_is_refused(config, message, filled):
-    variables = filled(networks.shapes(config, config.method.num_classes))
+    variables = filled(networks.shapes(config, classes_of(config)))
     with pytest.raises(ValueError, match=message):
         formats.find(formats.of_run(config)).write(config, variables, 0)
 

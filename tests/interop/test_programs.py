@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from configs import classification
 from configs import sie as sie_config
-from jaxequi import trained
+from jaxequi.experiment import trained
 from jaxequi.interop import files, formats, networks
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -63,7 +63,7 @@ def test_a_run_goes_to_a_file_of_sie(tmp_path, filled):
     config = sie_config.get_config("sie,paper")
     config.backbone.architecture = "resnet18_small_end"
     config.method.projector, config.method.equi = "24-24-24", 64
-    config.probe_every_part = True
+    config.online.every_part = True
     variables = filled(networks.shapes(config, 55))
     networks.save(tmp_path / "run", config.copy_and_resolve_references(), variables, 12)
     file = tmp_path / "new" / "model.pth"

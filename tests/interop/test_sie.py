@@ -116,7 +116,7 @@ def test_a_backbone_alone_out_and_back(filled):
 
 
 def test_heads_that_theirs_does_not_have_are_left_out_and_named(filled):
-    config = published(probe_every_part=True)
+    config = published(online__every_part=True)
     variables = filled(networks.shapes(config, 55))
     file = sie.write(config, variables, 0)
     [line] = file.left_out
@@ -130,7 +130,7 @@ def test_heads_that_theirs_does_not_have_are_left_out_and_named(filled):
     flat, kept = (traverse_util.flatten_dict(v) for v in (variables, network.variables))
     np.testing.assert_equal(kept, {path: flat[path] for path in kept})
     assert {path[2] for path in flat if path not in kept} == set(line.split(":")[0].split(", "))
-    assert not network.config.probe_every_part
+    assert not network.config.online.every_part
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_the_original_could_not_load_is_refused(words, fields, message):
 
 def test_a_run_without_heads_is_refused(filled):
     with pytest.raises(ValueError, match="this run trained none; --backbone writes"):
-        written(published(probe=False), filled)
+        written(published(online__features=()), filled)
 
 
 def test_another_number_of_classes_is_refused_and_its_backbone_is_not(filled):

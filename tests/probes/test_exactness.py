@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from jaxequi import experiment
+from jaxequi.experiment import job, networks
 from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.models import gresnet, one_gconv, rotmnist
 from jaxequi.models.gresnet import GResNet
@@ -215,9 +215,9 @@ def test_a_run_that_asks_for_exactness_is_refused_what_is_not_judged(monkeypatch
         def __call__(self, x, train):
             return jnp.mean(jnp.cumsum(x, 1), (1, 2))
 
-    monkeypatch.setattr(experiment, "make_backbone", lambda config: Net())
+    monkeypatch.setattr(networks, "make_backbone", lambda config: Net())
     batch = {"views": np.zeros((1, 1, 8, 8, 3), np.uint8)}
-    preflight = experiment._preflight(ml_collections.ConfigDict({"check": "error"}))
+    preflight = job._preflight(ml_collections.ConfigDict({"check": "error"}))
     with pytest.raises(ValueError, match=r"refuses.*\n.*not certain, part of it is not judged"):
         preflight(batch)
 

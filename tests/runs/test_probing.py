@@ -83,7 +83,7 @@ def test_a_run_and_its_report(classifier_run, tmp_path):
 def test_bad_input_is_one_clean_message(tmp_path):
     for argument, message in (
         (f"--run={tmp_path}", "give the folder of a run"),
-        ("extra", "unknown argument"),
+        ("extra", "not 1 arguments ('extra')"),
     ):
         done = call(argument, cache=tmp_path)
         assert done.returncode == 2

@@ -109,8 +109,12 @@ def _architecture(state: State) -> str:
     kind = torchvision_resnet.BasicBlock
     if "layer1.0.conv3.weight" in state:
         kind = torchvision_resnet.Bottleneck
-    for name, network in torchvision_resnet.NETWORKS.items():
-        if network == (sizes, kind):
+    inner = len(state["layer1.0.conv2.weight"])
+    for name, make in torchvision_resnet.NETWORKS.items():
+        network = make()
+        if (tuple(network.stage_sizes), network.block) == (sizes, kind) and (
+            kind is torchvision_resnet.BasicBlock or network.width_per_group == inner
+        ):
             return name
     raise Refusal(
         f"a ResNet of {kind.__name__}s, {sizes} of them, is none that we have: "
