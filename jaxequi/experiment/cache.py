@@ -38,7 +38,7 @@ SAMPLED = 16  # examples that tell one data set from another
 KEPT = ("predictable", "label", "latent")  # beside the representation, where there are such
 
 
-class Cached(sets.KnowsShapes):
+class Cached:
     """A source whose images are features of a frozen network; computed when first read."""
 
     def __init__(self, network: Trained, config: ml_collections.ConfigDict, name: str, mesh: Mesh):
@@ -200,7 +200,7 @@ def cached(
     )
 
 
-class _InOrder(AllViews, sets.KnowsShapes):
+class _InOrder(AllViews):
     def batch_shapes(self, batch_size: int, num_views: int) -> Batch:
         return self._source.batch_shapes(batch_size, num_views)  # type: ignore[attr-defined]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -127,12 +127,12 @@ class Set:
         )
 
 
-class KnowsShapes:
+@runtime_checkable
+class KnowsShapes(Protocol):
     """A source that knows the shapes of its batches without reading."""
 
     def batch_shapes(self, batch_size: int, num_views: int) -> Batch:
         """Shapes and dtypes of a global batch."""
-        raise NotImplementedError
 
 
 FIELDS: dict[str, Any] = {
