@@ -27,7 +27,7 @@ flags.FLAGS.mark_as_parsed()  # grain reads absl flags, and pytest parses none
 jax.config.update("jax_platforms", "cpu")
 
 
-CPU_SECONDS = 120  # of one test and of the processes that it started, whatever else is running
+CPU_SECONDS = 240  # of one test and of the processes that it started, whatever else is running
 
 
 def cpu_seconds():
