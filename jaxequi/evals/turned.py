@@ -25,8 +25,10 @@ def reads(**options: Any) -> tuple[str, ...]:
 
 def accuracies(turned_logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Share of right answers at each angle: f64[A] from f32[N, A, K] and i32[N]."""
-    right = np.argmax(turned_logits, -1) == np.asarray(labels)[:, None]
-    return right.mean(0)
+    logits, labels = np.asarray(turned_logits), np.asarray(labels)
+    return np.array(
+        [classification.top_k(logits[:, turn], labels, 1) for turn in range(logits.shape[1])]
+    )
 
 
 def evaluate(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
