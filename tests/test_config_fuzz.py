@@ -6,7 +6,6 @@ import contextlib
 import copy
 import importlib
 import os
-import signal
 
 import hypothesis
 import ml_collections
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.train.job import Job
+from tests.limits import soon
 
 EXAMPLES = int(os.environ.get("FUZZ", 25))  # of each config
 SECONDS = 10.0  # for any one of them
@@ -30,24 +30,6 @@ HOSTILE = [
     *({"": ""}, {"name": "zzz"}, {"name": ""}, {"name": None}, {"name": 3}, NESTED),
     *(b"\xff", 1j, object, print),
 ]
-
-
-class Late(BaseException):
-    """Nothing of ours may catch it."""
-
-
-@contextlib.contextmanager
-def soon():
-    def stop(*unused):
-        raise Late(f"it took over {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def places(config, at=()):
@@ -125,7 +107,7 @@ def test_a_hostile_value_is_refused_or_does(plain, tmp_path):
     def attempt(changes):
         hypothesis.note(changes)
         config = ml_collections.ConfigDict(changed(plain, changes))
-        with soon(), contextlib.suppress(Refusal):
+        with soon(SECONDS), contextlib.suppress(Refusal):
             assert isinstance(experiment.build(config), Job)
         assert not list(tmp_path.iterdir())
 

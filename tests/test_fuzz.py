@@ -7,7 +7,6 @@ import gzip
 import importlib.util
 import io
 import shutil
-import signal
 import tarfile
 import zipfile
 
@@ -21,6 +20,7 @@ from jaxequi import pipes
 from jaxequi.data import decoding, example, recipes, tfrecord_file, transforms
 from jaxequi.data.sources import _files, _open, arrays, features, packed, tfrecord
 from jaxequi.prepare import archives, models, pack
+from tests.limits import soon
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and numpy say what is odd, too
 
@@ -38,24 +38,6 @@ fuzz = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
 )
-
-
-class Late(BaseException):
-    """Nothing of ours may catch it."""
-
-
-@contextlib.contextmanager
-def soon():
-    def stop(*unused):
-        raise Late(f"it took over {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 NUMBERS = [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80" * 9 + b"\1"]
@@ -177,7 +159,7 @@ def test_a_spoilt_file(name, edits, tmp_path_factory):
     file.write_bytes(data)
     right = read(file)
     file.write_bytes(spoil(data, edits))
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         found = read(file)
         if checked:
             np.testing.assert_array_equal(found, right)
@@ -190,7 +172,7 @@ def test_spoilt_records_are_those_that_were_written(edits, tmp_path_factory):
     written = [b"", b"a", b"record" * 20]
     tfrecord_file.write(file, written)
     file.write_bytes(spoil(file.read_bytes(), edits))
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         assert set(records(file)) <= set(written)
 
 
@@ -212,7 +194,7 @@ def test_a_spoilt_index_never_gives_other_records(edits, record_set):
     folder, index, data = record_set
     index.unlink()  # others may have it mapped
     index.write_bytes(spoil(data, edits))
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         source = tfrecord.make(str(folder / "set-*"), classes=4)
         found = source.read(range(8), np.zeros((8, 1), int))
         assert [record["label"] for record in found] == [0, 1, 2, 3] * 2
@@ -241,7 +223,7 @@ def test_a_spoilt_pack_gives_the_same_examples_or_none(suffix, edits, packed_set
         spoilt = spoil(data, edits)
     shutil.copytree(folder, folder.parent / "spoilt", dirs_exist_ok=True)
     (folder.parent / "spoilt" / name).write_bytes(spoilt)
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         found = packed.make(str(folder.parent / "spoilt")).read(range(6), VIEWS)
         for record, right, label in zip(found, PICTURES, LABELS):
             np.testing.assert_array_equal(decoding.decode(record["image"][0]), right)
@@ -268,7 +250,7 @@ def test_spoilt_features_are_the_same_or_refused(name, edits, feature_set):
     shutil.rmtree(spoilt, ignore_errors=True)  # others may have it mapped
     shutil.copytree(folder, spoilt)
     (spoilt / name).write_bytes(spoil(content[name], edits))
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         source = features.make(str(spoilt))
         found = source.read(range(6), np.ones((6, 1), int))
         assert [record["label"] for record in found] == LABELS.tolist()
@@ -287,7 +269,7 @@ PIPES = [
 @hypothesis.given(edits=EDITS, more=st.text(max_size=8), times=st.sampled_from([1, 1, 40, 9000]))
 def test_a_spoilt_pipe(text, edits, more, times):
     pipe = spoil(text.encode(), edits).decode(errors="surrogateescape") + more * times
-    with soon():
+    with soon(SECONDS):
         for call in (
             lambda: transforms.make([pipe]),
             lambda: pipes.parse(pipe, recipes.RECIPES, "recipe"),
@@ -310,5 +292,5 @@ def test_a_spoilt_file_of_torch(zipped, edits, tmp_path_factory):
     data = saved(lambda stream: torch.save(tree, stream, _use_new_zipfile_serialization=zipped))
     file = tmp_path_factory.getbasetemp() / "spoilt.pth"
     file.write_bytes(spoil(data, edits))
-    with soon(), contextlib.suppress(ValueError):
+    with soon(SECONDS), contextlib.suppress(ValueError):
         assert isinstance(files.read_pth(file), dict)
