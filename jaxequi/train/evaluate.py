@@ -17,6 +17,7 @@ from jaxequi.train.state import TrainState
 from jaxequi.types import Features, PyTree
 
 WORTH_SAYING = 2**28  # bytes of features that a user should know of before they fill the memory
+LOOKS = 1000  # at most, of one refit
 REFIT_KEY = 0x5EF17  # folded in, so that a refit draws other numbers than the step that follows it
 
 
@@ -56,32 +57,36 @@ def encode(
     say: Callable[[str], None] = print,
     what: str = "the training set",
     key: jax.Array | None = None,
+    number: int = 0,
+    rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Encode a set and bring the features named to the host, padding left out.
 
     Args:
       key: of what `a_pass.augment` draws; batch t draws by `fold_in(key, t)`.
+      number, rows: as of `Pass.batches`.
 
     Returns:
-      Numpy arrays [n, ...] by the names of `keep`, n the number of examples, in storage order.
+      Numpy arrays [n, ...] by the names of `keep`, n the number of examples, in their order.
     """
     key = jax.random.key(0) if key is None else key
     kept: PyTree = None
     filled = 0
-    with a_pass.batches() as batches:
-        for number, batch in enumerate(batches):
+    examples = a_pass.examples if rows is None else len(rows)
+    with a_pass.batches(number, rows) as batches:
+        for t, batch in enumerate(batches):
             placed = meshes.to_global(job.mesh, batch, a_pass.batch_size)
-            found = encoder(state.params, state.extra, placed, jax.random.fold_in(key, number))
+            found = encoder(state.params, state.extra, placed, jax.random.fold_in(key, t))
             found = jax.device_get({name: found[name] for name in (*keep, "mask")})
             mask = np.asarray(found.pop("mask"))
             if kept is None:  # room for all at once: joined at the end they would need twice that
                 kept = jax.tree.map(
-                    lambda a: np.empty((a_pass.examples, *np.shape(a)[1:]), np.asarray(a).dtype),
+                    lambda a: np.empty((examples, *np.shape(a)[1:]), np.asarray(a).dtype),
                     found,
                 )
                 size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
                 if size > WORTH_SAYING:
-                    say(f"features of {what}: {a_pass.examples} examples, {log.size(size)}")
+                    say(f"features of {what}: {examples} examples, {log.size(size)}")
             stop = filled + int(mask.sum())
             for room, values in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
                 room[filled:stop] = values[mask]
@@ -117,8 +122,15 @@ def refit(
     key = jax.random.fold_in(jax.random.fold_in(state.key, REFIT_KEY), step)
     keys = jax.random.split(key)
     keep = (*work.features, *REFIT_READS)
-    features = encode(job, a_pass, encoder, keep, state, say, key=keys[0])
-    extra = work.fn(state.extra, features, keys[1])
+
+    def look(number: int, rows: np.ndarray | None = None) -> dict[str, Any]:
+        drawn = jax.random.fold_in(keys[0], number)
+        place = step * LOOKS + number  # no two passes of a run draw the same on the host
+        return encode(
+            job, a_pass, encoder, keep, state, say, key=drawn, number=place, rows=rows
+        )
+
+    extra = work.fn(state.extra, look if work.looks else look(0), keys[1])
     before, after = (
         [(jax.tree_util.keystr(path), np.shape(leaf), np.dtype(leaf.dtype)) for path, leaf in
          jax.tree_util.tree_leaves_with_path(tree)]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case, close
+from kinds_ipirm import KINDS as IPIRM
 
 from jaxequi.augment import mixture
 
@@ -41,4 +42,4 @@ def mixup(case: Case):
             close(of_weight, case["grad/weight"], rtol=1e-4, atol_of_max=1e-5, name="weight")
 
 
-KINDS = {"mixup": mixup}
+KINDS = {**IPIRM, "mixup": mixup}

@@ -1,0 +1,168 @@
+"""The search for the soft partition that breaks an invariance most: IP-IRM's maximisation.
+
+Wangt-CN/IP-IRM, `utils.py`: `auto_split_offline`, `auto_split`; `utils_mixup.py`. Adam moves the
+logits W of all examples' shares, batch by batch; an epoch is judged by the mean of the risks before
+its updates, and kept by the logits after them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxequi.errors import Refusal
+from jaxequi.names import unknown
+from jaxequi.objectives import partition
+from jaxequi.types import Array
+
+PATIENCE = 5  # epochs without a better one, after `until`
+DROP = 0.2  # factor of the learning rate, at each milestone
+
+
+class Search(NamedTuple):
+    """What a config says of a search; the defaults are those of the published offline ones.
+
+    Attributes:
+      weight: of the variation in the risk (`--irm_weight_maxim`).
+      mode, constraint, normalize: as of `partition.risk`.
+      online: look at the examples anew, drawn anew, in every epoch; an epoch then has whole batches
+        only. Offline, one look serves all epochs, and the last batch may be short.
+      mixup: search on mixtures, which every look mixes inside its batches.
+      batch_size: examples compared at once.
+      random_start: begin with fresh logits; else with those found last, which then move in the
+        partition that is retained, too.
+      learning_rate, milestones: Adam's, and the epochs from which it is a fifth as large.
+      until, epochs: stop after five epochs in a row without a lower risk, but not before epoch
+        `until`, and at the latest after epoch `epochs`, counted from 0.
+    """
+
+    weight: float = 0.5
+    mode: str = "irm"
+    constraint: str = "relaxed"
+    normalize: bool = True
+    online: bool = False
+    mixup: bool = False
+    batch_size: int = 3096
+    random_start: bool = True
+    learning_rate: float = 0.5
+    milestones: tuple[int, ...] = (5, 35)
+    until: int = 50
+    epochs: int = 60
+
+
+def check(search: Search) -> None:
+    """Refuse what is no search."""
+    for name, given, allowed in (
+        ("mode", search.mode, partition.MODES),
+        ("constraint", search.constraint, partition.CONSTRAINTS),
+    ):
+        if given not in allowed:
+            raise unknown(f"method.search.{name}", given, allowed)
+    if search.mixup and search.mode != "irm":
+        raise Refusal("method.search: of mixtures only mode='irm' is defined; take it, or no mixup")
+    if search.batch_size < 2 or search.epochs < 0 or not 0 <= search.weight < math.inf:
+        raise Refusal(
+            f"method.search: batch_size={search.batch_size}, epochs={search.epochs}, "
+            f"weight={search.weight}: at least 2, 0 and 0"
+        )
+    if not 0 < search.learning_rate < math.inf:
+        raise Refusal(f"method.search.learning_rate={search.learning_rate}: it must be above 0")
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      best: logits f32[N, K] after the epoch of the lowest risk.
+      last: those after the last epoch.
+      risks: of each epoch.
+      epoch: of the lowest risk.
+    """
+
+    best: np.ndarray
+    last: np.ndarray
+    risks: list[float]
+    epoch: int
+
+
+Look = Callable[[int], Mapping[str, Any]]
+"""Epoch -> its examples in the order in which they are compared: `index` i32[n], and what
+`losses_of` reads, numpy or JAX, [n, ...]."""
+
+LossesOf = Callable[[Mapping[str, Array]], partition.Losses]
+"""A batch of what `Look` gives -> the losses of its environments."""
+
+
+def run(look: Look, losses_of: LossesOf, start: Any, search: Search) -> Found:
+    """Search from the logits `start`, f32[N, K].
+
+    Raises:
+      FloatingPointError: the risk is no finite number.
+    """
+    split = jnp.asarray(start)
+    moments = optax.scale_by_adam().init(split)
+    best, at, lowest, idle = split, 0, 1e5, 0
+    risks: list[float] = []
+    for epoch in range(search.epochs + 1):
+        drops = sum(epoch >= milestone for milestone in search.milestones)
+        rate = search.learning_rate * DROP**drops
+        total, batches = [], 0
+        for batch in _batches(look(epoch), search):
+            split, moments, risk = _update(split, moments, batch, rate, losses_of, search)
+            total.append(risk)
+            batches += 1
+        risks.append(float(np.mean(jax.device_get(total), dtype=np.float64)))
+        if not math.isfinite(risks[-1]):
+            raise FloatingPointError(
+                f"the partition search's risk is {risks[-1]} in epoch {epoch}; are the embeddings "
+                "finite? Take a lower method.search.learning_rate or higher temperatures"
+            )
+        if risks[-1] < lowest:
+            best, at, lowest, idle = split, epoch, risks[-1], 0
+        else:
+            idle += 1
+        if epoch > search.until and idle >= PATIENCE:
+            break
+    return Found(np.asarray(best), np.asarray(split), risks, at)
+
+
+def _batches(seen: Mapping[str, Any], search: Search):
+    count, size = len(seen["index"]), search.batch_size
+    stop = max(count - count % size, min(count, size)) if search.online else count
+    for first in range(0, stop, size):
+        yield {name: values[first : first + size] for name, values in seen.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("losses_of", "search"), donate_argnums=(1,))
+def _update(
+    split: Array,
+    moments: Any,
+    batch: Mapping[str, Array],
+    rate: Array,
+    losses_of: LossesOf,
+    search: Search,
+) -> tuple[Array, Any, Array]:
+    """One step of Adam; the moments of examples outside the batch move them, too."""
+    rows = batch["index"]
+
+    def risk(mine: Array) -> Array:
+        return partition.risk(
+            losses_of(batch),
+            mine,
+            weight=search.weight,
+            mode=search.mode,
+            constraint=search.constraint,
+            normalize=search.normalize,
+        ).risk
+
+    value, gradient = jax.value_and_grad(risk)(split[rows])
+    gradient = jnp.zeros_like(split).at[rows].set(gradient)
+    update, moments = optax.scale_by_adam().update(gradient, moments)
+    return split - rate * update, moments, value
