@@ -27,7 +27,7 @@ from jaxequi.names import unknown
 from jaxequi.types import OWN, Array, Batch, Look, Metrics, Progress, PyTree, Refit
 
 SCHEDULES = ("constant", "linear")
-ALWAYS = 200  # a `penalty_from` from here on never switches the penalty off: theirs, `--penalty_iters`
+ALWAYS = 200  # a `penalty_from` this late never switches the penalty off (theirs, a quirk)
 
 
 def read_search(given: Mapping[str, Any], **defaults: Any) -> Search:

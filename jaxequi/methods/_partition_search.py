@@ -113,11 +113,10 @@ def run(look: Look, losses_of: LossesOf, start: Any, search: Search) -> Found:
     for epoch in range(search.epochs + 1):
         drops = sum(epoch >= milestone for milestone in search.milestones)
         rate = search.learning_rate * DROP**drops
-        total, batches = [], 0
+        total = []
         for batch in _batches(look(epoch), search):
             split, moments, risk = _update(split, moments, batch, rate, losses_of, search)
             total.append(risk)
-            batches += 1
         risks.append(float(np.mean(jax.device_get(total), dtype=np.float64)))
         if not math.isfinite(risks[-1]):
             raise FloatingPointError(
