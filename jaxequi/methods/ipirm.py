@@ -135,9 +135,7 @@ def make(
             share = counts / jnp.maximum(jnp.sum(counts), 1)
             metrics["loss/contrastive"] = jnp.sum(share * losses)
             metrics["loss/penalty"] = jnp.sum(share * penalties)
-            weight = _ipirm.penalty_weight(
-                progress, penalty_weight, penalty_from, penalty_schedule
-            )
+            weight = _ipirm.penalty_weight(progress, penalty_weight, penalty_from, penalty_schedule)
             metrics["penalty_weight"] = weight
             scalar += metrics["loss/contrastive"] + weight * metrics["loss/penalty"]
             scalar /= jnp.maximum(weight, 1)

@@ -125,9 +125,7 @@ def make(
         whole_key, inner_key = jax.random.split(key)
         everywhere = jnp.zeros(len(views), jnp.int32)
         share, partner = draw(whole_key, everywhere, alpha)
-        seen, after = network.see(
-            params, collections(extra), [mix(first, share, partner), second]
-        )
+        seen, after = network.see(params, collections(extra), [mix(first, share, partner), second])
         whole = irm.mixed_by_environment(
             seen[0].embedding,
             seen[1].embedding,

@@ -198,8 +198,8 @@ def make(
     """Build the network that torchvision calls `architecture`; arguments as of `ResNet`.
 
     Raises:
-      ValueError: unknown architecture or stem; stage widths for another number of stages; or a dilation
-        for another number of stages, or of basic blocks.
+      ValueError: unknown architecture or stem; stage widths for another number of stages; or a
+        dilation for another number of stages, or of basic blocks.
     """
     if width < 1:
         raise Refusal(f"width={width}: channels of the first stage, at least 1")

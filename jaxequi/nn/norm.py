@@ -267,7 +267,9 @@ def _normalise_segments(module: BatchNorm, x: Array, segment: Array, hot: Array)
         scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
     count = members * (x.size // (batch * fields))
     correction = count / jnp.maximum(count - 1, 1) if module.unbiased else 1.0
-    running = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
+    running: dict[str, Any] = {
+        name: module.get_variable("batch_stats", name) for name in ("mean", "var")
+    }
     for i, found in enumerate(zip(mean, var * correction, strict=True)):
         take = jnp.where(members[i] > 1, module.momentum, 0.0)
         for name, value in zip(running, found, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,36 +58,32 @@ def encode(
     say: Callable[[str], None] = print,
     what: str = "the training set",
     key: jax.Array | None = None,
-    number: int = 0,
-    rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Encode a set and bring the features named to the host, padding left out.
 
     Args:
       key: of what `a_pass.augment` draws; batch t draws by `fold_in(key, t)`.
-      number, rows: as of `Pass.batches`.
 
     Returns:
-      Numpy arrays [n, ...] by the names of `keep`, n the number of examples, in their order.
+      Numpy arrays [n, ...] by the names of `keep`, n the number of examples, in storage order.
     """
     key = jax.random.key(0) if key is None else key
     kept: PyTree = None
     filled = 0
-    examples = a_pass.examples if rows is None else len(rows)
-    with a_pass.batches(number, rows) as batches:
-        for t, batch in enumerate(batches):
+    with a_pass.batches() as batches:
+        for number, batch in enumerate(batches):
             placed = meshes.to_global(job.mesh, batch, a_pass.batch_size)
-            found = encoder(state.params, state.extra, placed, jax.random.fold_in(key, t))
+            found = encoder(state.params, state.extra, placed, jax.random.fold_in(key, number))
             found = jax.device_get({name: found[name] for name in (*keep, "mask")})
             mask = np.asarray(found.pop("mask"))
             if kept is None:  # room for all at once: joined at the end they would need twice that
                 kept = jax.tree.map(
-                    lambda a: np.empty((examples, *np.shape(a)[1:]), np.asarray(a).dtype),
+                    lambda a: np.empty((a_pass.examples, *np.shape(a)[1:]), np.asarray(a).dtype),
                     found,
                 )
                 size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
                 if size > WORTH_SAYING:
-                    say(f"features of {what}: {examples} examples, {log.size(size)}")
+                    say(f"features of {what}: {a_pass.examples} examples, {log.size(size)}")
             stop = filled + int(mask.sum())
             for room, values in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
                 room[filled:stop] = values[mask]
@@ -124,11 +121,14 @@ def refit(
     keep = (*work.features, *REFIT_READS)
 
     def look(number: int, rows: np.ndarray | None = None) -> dict[str, Any]:
-        drawn = jax.random.fold_in(keys[0], number)
         place = step * LOOKS + number  # no two passes of a run draw the same on the host
-        return encode(
-            job, a_pass, encoder, keep, state, say, key=drawn, number=place, rows=rows
+        shown = dataclasses.replace(
+            a_pass,
+            batches=lambda: a_pass.batches(place, rows),
+            examples=a_pass.examples if rows is None else len(rows),
         )
+        key = jax.random.fold_in(keys[0], number)
+        return encode(job, shown, encoder, keep, state, say, key=key)
 
     extra = work.fn(state.extra, look if work.looks else look(0), keys[1])
     before, after = (
