@@ -133,16 +133,20 @@ def refit(
         start = jax.random.normal(start_key, (examples, environments))
         if count and not search.random_start:
             start = partitions[count - 1]
-        seen = None if search.online else look(0)
+
+        def read(seen: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {name: jnp.asarray(seen[name]) for name in ("index", "embedding", *more)}
+
+        seen = None if search.online else read(look(0))
 
         def shuffled(epoch: int, rows: int) -> np.ndarray:
             return np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), rows))
 
-        def of_epoch(epoch: int) -> Mapping[str, Any]:
-            if seen is None:
-                return look(epoch, shuffled(epoch, examples))
-            order = shuffled(epoch, len(seen["index"]))
-            return {name: seen[name][order] for name in ("index", "embedding", *more)}
+        def of_epoch(epoch: int) -> tuple[Mapping[str, Any], Any]:
+            if seen is not None:
+                return seen, shuffled(epoch, len(seen["index"]))
+            drawn = read(look(epoch, shuffled(epoch, examples)))
+            return drawn, np.arange(len(drawn["index"]))
 
         found = _partition_search.run(of_epoch, losses_of, start, search)
         if count > 1 and not search.random_start:

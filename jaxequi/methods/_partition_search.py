@@ -92,9 +92,9 @@ class Found(NamedTuple):
     epoch: int
 
 
-Look = Callable[[int], Mapping[str, Any]]
-"""Epoch -> its examples in the order in which they are compared: `index` i32[n], and what
-`losses_of` reads, numpy or JAX, [n, ...]."""
+Look = Callable[[int], tuple[Mapping[str, Any], Any]]
+"""Epoch -> what is known of examples, `index` i32[n] and what `losses_of` reads, [n, ...]; and the
+places i32[m] of those that the epoch compares, in its order."""
 
 LossesOf = Callable[[Mapping[str, Array]], partition.Losses]
 """A batch of what `Look` gives -> the losses of its environments."""
@@ -113,11 +113,8 @@ def run(look: Look, losses_of: LossesOf, start: Any, search: Search) -> Found:
     for epoch in range(search.epochs + 1):
         drops = sum(epoch >= milestone for milestone in search.milestones)
         rate = search.learning_rate * DROP**drops
-        total = []
-        for batch in _batches(look(epoch), search):
-            split, moments, risk = _update(split, moments, batch, rate, losses_of, search)
-            total.append(risk)
-        risks.append(float(np.mean(jax.device_get(total), dtype=np.float64)))
+        split, moments, found = _epoch(split, moments, *look(epoch), rate, losses_of, search)
+        risks.append(float(np.mean(np.asarray(found), dtype=np.float64)))
         if not math.isfinite(risks[-1]):
             raise FloatingPointError(
                 f"the partition search's risk is {risks[-1]} in epoch {epoch}; are the embeddings "
@@ -132,36 +129,50 @@ def run(look: Look, losses_of: LossesOf, start: Any, search: Search) -> Found:
     return Found(np.asarray(best), np.asarray(split), risks, at)
 
 
-def _batches(seen: Mapping[str, Any], search: Search):
-    count, size = len(seen["index"]), search.batch_size
-    stop = max(count - count % size, min(count, size)) if search.online else count
-    for first in range(0, stop, size):
-        yield {name: values[first : first + size] for name, values in seen.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("losses_of", "search"), donate_argnums=(1,))
-def _update(
+@functools.partial(jax.jit, static_argnames=("losses_of", "search"))
+def _epoch(
     split: Array,
     moments: Any,
-    batch: Mapping[str, Array],
+    seen: Mapping[str, Array],
+    order: Array,
     rate: Array,
     losses_of: LossesOf,
     search: Search,
 ) -> tuple[Array, Any, Array]:
-    """One step of Adam; the moments of examples outside the batch move them, too."""
-    rows = batch["index"]
+    """Pass over the examples once: whole batches, and the rest if there is one that counts.
 
-    def risk(mine: Array) -> Array:
-        return partition.risk(
-            losses_of(batch),
-            mine,
-            weight=search.weight,
-            mode=search.mode,
-            constraint=search.constraint,
-            normalize=search.normalize,
-        ).risk
+    Returns:
+      The logits, their moments, and the risk of each batch before its update.
+    """
 
-    value, gradient = jax.value_and_grad(risk)(split[rows])
-    gradient = jnp.zeros_like(split).at[rows].set(gradient)
-    update, moments = optax.scale_by_adam().update(gradient, moments)
-    return split - rate * update, moments, value
+    def update(carry: Any, places: Array) -> tuple[Any, Array]:
+        split, moments = carry
+        batch = {name: values[places] for name, values in seen.items()}
+        rows = batch["index"]
+
+        def risk(mine: Array) -> Array:
+            return partition.risk(
+                losses_of(batch),
+                mine,
+                weight=search.weight,
+                mode=search.mode,
+                constraint=search.constraint,
+                normalize=search.normalize,
+            ).risk
+
+        value, gradient = jax.value_and_grad(risk)(split[rows])
+        # The moments of examples outside the batch move them, too.
+        gradient = jnp.zeros_like(split).at[rows].set(gradient)
+        step, moments = optax.scale_by_adam().update(gradient, moments)
+        return (split - rate * step, moments), value
+
+    carry, size = (split, moments), search.batch_size
+    whole = len(order) // size * size
+    risks = []
+    if whole:  # in one loop, whose batches share their memory
+        carry, of_whole = jax.lax.scan(update, carry, order[:whole].reshape(-1, size))
+        risks.append(of_whole)
+    if not whole or (whole < len(order) and not search.online):
+        carry, of_rest = update(carry, order[whole:])
+        risks.append(of_rest[None])
+    return (*carry, jnp.concatenate(risks))

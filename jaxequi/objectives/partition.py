@@ -9,8 +9,9 @@ its gradient by the shares, are products of three matrices [2N, 2N] with thin on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxequi.types import Array
 
 MODES = ("irm", "variance")
 CONSTRAINTS = ("none", "entropy", "relaxed")
+TILE = 512  # examples at most
 TINY = 1e-30  # below all sums of shares that are not lost
 RELAXED = 0.6365  # nats: of two environments of which one has twice as many examples
 
@@ -88,44 +90,136 @@ def infonce(
       normalize: divide by the shares of an environment; else by the number of rows.
     """
     n = len(a)
-    rows = l2_normalize(jnp.concatenate([a, b]))
-    cosine = jnp.matmul(rows, rows.T, precision="highest")
-    own = jnp.tile(jnp.diagonal(cosine, n), 2)[:, None]
-    example = jnp.tile(jnp.arange(n), 2)
-    negative, later = example[:, None] != example, example[:, None] > example
+    a, b = l2_normalize(a), l2_normalize(b)
+    own = jnp.sum(a * b, axis=1, keepdims=True)
+    cosines = _Tiles.of(a, b)
+    tiles = {t: cosines.weights(t) for t in {temperature, penalty_temperature}}
 
     def of(shares: Array) -> tuple[Array, Array]:
-        both = jnp.tile(shares, (2, 1))
         others = 2 * _without_own(shares)
-        row = both / jnp.maximum(jnp.sum(both, axis=0), TINY) if normalize else both / (2 * n)
-        gain = jnp.tile((2 * n - 2) / others, (2, 1)) if n > 1 else jnp.zeros_like(both)
+        # of a row of one of the two views in the mean of all
+        row = shares / (2 * jnp.maximum(jnp.sum(shares, axis=0), TINY) if normalize else 2 * n)
+        gain = (2 * n - 2) / others if n > 1 else jnp.zeros_like(shares)
+        both = jnp.stack([shares, shares])
 
-        def naming(temperature: float) -> tuple[Array, Array, Array, Array]:
-            # exponentials are times exp(-1 / temperature), the largest possible
-            weights = jnp.where(negative, jnp.exp((cosine - 1) / temperature), 0)
-            first = (own - 1) / temperature
-            total = jnp.exp(first) + gain * _product(weights, both)
-            return weights, first, total, jnp.log(total) - first
+        def naming(temperature: float) -> tuple[Array, Array, Array]:
+            first = jnp.exp((own - 1) / temperature)
+            total = first + gain * tiles[temperature].sums(both)
+            return first, total, jnp.log(total) - (own - 1) / temperature
 
-        weights, first, total, error = naming(temperature)
-        loss = jnp.sum(row * error, axis=0)
-        weights, first, total, _ = naming(penalty_temperature)
+        _, _, error = naming(temperature)
+        loss = jnp.sum(row * error, axis=(0, 1))
+        first, total, _ = naming(penalty_temperature)
         z = own / penalty_temperature
-        positive = jnp.sum(row * (jnp.exp(first) / total - 1) * z, axis=0)
+        positive = jnp.sum(row * (first / total - 1) * z, axis=(0, 1))
         pull = row * gain / total
-        turned = weights * cosine / penalty_temperature  # and symmetric: rows for columns
-        after, before = (
-            (both * _product(jnp.where(side, turned, 0), pull)).reshape(2, n, -1)
-            for side in (later.T, later)
-        )
-        columns = after[:, :-1] + before[:, 1:]  # as `irm.columns` says
+        turned = cosines.weights(penalty_temperature, times_logits=True)
+        later, earlier = (shares * part for part in turned.columns(pull))
+        columns = later[:, :-1] + earlier[:, 1:]  # as `irm.columns` says
         return loss, jnp.square(positive) + jnp.sum(jnp.square(columns), axis=(0, 1))
 
     return of
 
 
-def _product(matrix: Array, thin: Array) -> Array:
-    return jnp.matmul(matrix, thin, precision="highest")
+class _Tiles:
+    """A symmetric matrix over both views of all examples, its upper half in tiles.
+
+    Half of it is never computed, a tile stays in the cache, and above the diagonal no example is
+    both earlier and later than another: nothing is masked there. Vectors are f32[2, N, K].
+
+    Attributes:
+      starts: where the blocks of examples begin, and N.
+      tiles: of blocks i and j, i <= j: f32[2 n_i, 2 n_j].
+    """
+
+    def __init__(self, starts: Sequence[int], tiles: Mapping[tuple[int, int], Array]):
+        self.starts, self.tiles = starts, tiles
+
+    @classmethod
+    def of(cls, a: Array, b: Array) -> _Tiles:
+        """The cosines of the rows of length 1, f32[N, D] each."""
+        count = -(-len(a) // TILE)
+        starts = [len(a) * i // count for i in range(count + 1)]
+        rows = [jnp.concatenate([a[i:j], b[i:j]]) for i, j in itertools.pairwise(starts)]
+        pairs = itertools.combinations_with_replacement(range(count), 2)
+        return cls(starts, {(i, j): _product(rows[i], rows[j].T) for i, j in pairs})
+
+    def weights(self, temperature: float, times_logits: bool = False) -> _Tiles:
+        """exp of each cosine over temperature, but for a row's own example; times the logit.
+
+        All are times exp(-1 / temperature), the largest possible: none overflows.
+        """
+
+        def one(place: tuple[int, int], cosine: Array) -> Array:
+            weight = jnp.exp((cosine - 1) / temperature)
+            weight = weight * cosine / temperature if times_logits else weight
+            row, column = self._examples(place)
+            return jnp.where(row != column, weight, 0) if place[0] == place[1] else weight
+
+        return _Tiles(self.starts, {place: one(place, c) for place, c in self.tiles.items()})
+
+    def sums(self, vector: Array) -> Array:
+        """The matrix times a vector."""
+        parts = self._split(vector)
+        sums = [jnp.zeros_like(part) for part in parts]
+        for (i, j), tile in self.tiles.items():
+            if i == j:
+                sums[i] += _product(tile, parts[i])
+            else:
+                right, below = _both(tile, parts[j], parts[i])
+                sums[i], sums[j] = sums[i] + right, sums[j] + below
+        return self._joined(sums)
+
+    def columns(self, vector: Array) -> tuple[Array, Array]:
+        """Sums over the rows of later and of earlier examples, each times its vector's entry."""
+        parts = self._split(vector)
+        later = [jnp.zeros_like(part) for part in parts]
+        earlier = list(later)
+        for (i, j), tile in self.tiles.items():
+            if i == j:
+                row, column = self._examples((i, i))
+                later[i] += _product(jnp.where(column > row, tile, 0), parts[i])
+                earlier[i] += _product(jnp.where(column < row, tile, 0), parts[i])
+            else:
+                right, below = _both(tile, parts[j], parts[i])
+                later[i], earlier[j] = later[i] + right, earlier[j] + below
+        return self._joined(later), self._joined(earlier)
+
+    def _examples(self, place: tuple[int, int]) -> tuple[Array, Array]:
+        blocks = (jnp.arange(self.starts[i], self.starts[i + 1]) for i in place)
+        row, column = (jnp.tile(block, 2) for block in blocks)
+        return row[:, None], column
+
+    def _split(self, vector: Array) -> list[Array]:
+        parts = jnp.split(vector, self.starts[1:-1], axis=1)
+        return [part.reshape(-1, part.shape[-1]) for part in parts]
+
+    def _joined(self, parts: Sequence[Array]) -> Array:
+        return jnp.concatenate([p.reshape(2, -1, p.shape[-1]) for p in parts], axis=1)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+@jax.custom_vjp
+def _both(matrix: Array, right: Array, left: Array) -> tuple[Array, Array]:
+    """matrix @ right, and matrix^T @ left; the gradient by the vectors is the same again."""
+    return _product(matrix, right), _product(left.T, matrix).T
+
+
+def _both_forward(matrix: Array, right: Array, left: Array) -> tuple[Any, Any]:
+    return _both(matrix, right, left), (matrix, right, left)
+
+
+def _both_backward(residuals: Any, slopes: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    matrix, right, left = residuals
+    of_left, of_right = _both(matrix, slopes[1], slopes[0])
+    of_matrix = _product(slopes[0], right.T) + _product(left, slopes[1].T)
+    return of_matrix, of_right, of_left
+
+
+_both.defvjp(_both_forward, _both_backward)
 
 
 def _without_own(shares: Array) -> Array:

@@ -318,6 +318,7 @@ def split_run(case: Case) -> None:
     """A whole search: risks, where it stops, what it finds, and what it passes through."""
     meta, perms = case.meta, case["in/perms"]
     embedding = np.stack([case["in/out_1"], case["in/out_2"]], axis=1)
+    seen = {"index": np.arange(len(embedding), dtype=np.int32), "embedding": embedding}
     losses_of = losses_of_infonce(meta["temperature"], meta["irm_temp"])
     search = _partition_search.Search(
         weight=meta["irm_weight"],
@@ -331,8 +332,7 @@ def split_run(case: Case) -> None:
     assert meta["gamma"] == _partition_search.DROP
 
     def look(epoch):
-        order = perms[epoch].astype(np.int32)
-        return {"index": order, "embedding": embedding[order]}
+        return seen, perms[epoch].astype(np.int32)
 
     found = _partition_search.run(look, losses_of, case["in/split"], search)
     assert len(found.risks) == case["out/num_epochs"]
