@@ -39,7 +39,7 @@ RETAINED = {
 }
 IPIRM = {**BASELINE, **RETAINED}
 MIXUP_BASELINE = {"name": "ipirm_mixup", "partitions": 0, "temperature": 0.5, "alpha": 1.0}
-MIXUP = {**MIXUP_BASELINE, **RETAINED, "temperature": 0.2}
+MIXUP = {**MIXUP_BASELINE, **RETAINED, "temperature": 0.2, "one_by_one": True}
 # On CIFAR-100 mixtures are searched on, online.
 ONLINE = {
     "weight": 0.5,
@@ -73,6 +73,8 @@ def get_config(arg: str | None = None):
     if config.method.partitions:
         config.method.partitions = 3
         config.method.every_epochs = 10
+        if "mixup" in variant:
+            config.method.one_by_one = False
     config.optimizer = ADAM
     common.online_classifier(config, 0.3)
     for word in words:
