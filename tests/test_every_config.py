@@ -33,6 +33,7 @@ TRAINED = [
     (CONFIGS / "moco.py", "v2plus_lars"),
     (CONFIGS / "simsiam.py", "fix_pred_lr"),
     (CONFIGS / "mae.py", "base"),
+    (CONFIGS / "ipirm.py", "ipirm_mixup,cifar100"),
     *[
         (CONFIGS / "sie.py", variant)
         for variant in (
@@ -53,7 +54,7 @@ def named(value):
 def made(file, variant, run):
     """The smoke of a variant; one that judges a checkpoint judges `run`."""
     config = load(file).get_config(f"{variant},smoke")
-    if file.stem in ("evals", "linear"):
+    if file.stem in ("evals", "linear", "ipirm_linear"):
         config.init_from = str(run)
     return config
 
