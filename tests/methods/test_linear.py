@@ -213,7 +213,7 @@ def test_a_norm_before_the_head_has_neither_scale_nor_bias():
         backbone=Stored(WIDTH),
         num_classes=CLASSES,
         heads={"classification": ("linear",)},
-        batch_norm=True,
+        batch_norm="before",
     )
     params, extra = method.init(jax.random.key(0), batch())
     assert set(params) == {"classification-all-linear"}
