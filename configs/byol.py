@@ -59,6 +59,7 @@ def _paper(config, variant: str) -> None:
     steps = EPOCH * 256 // config.batch_size
     config.total_epochs = 200
     config.evals.knn = common.knn(200)
+    config.online.last_view = True
     config.dtype = "bfloat16"
     config.optimizer.base_lr = 0.3 if variant == "lars" else 0.03
     config.optimizer.warmup_steps = 10 * steps

@@ -37,6 +37,7 @@ def base() -> ml_collections.ConfigDict:
             "init_step": _open(int),  # default: its newest checkpoint
             "init_encoder": "",  # "target" takes the moving average in place of the network
             "fresh": "",
+            "backbone_changes": {},  # laid over its backbone, where the config describes none
             # Learn from features of that network, computed once, in place of images.
             "cache": {"on": False, "folder": _open(str)},  # default: beside the checkpoint
             # Heads that learn beside the method, on features that they do not change; none for ().
@@ -45,6 +46,7 @@ def base() -> ml_collections.ConfigDict:
                 "relation": _open(str),
                 "every_part": False,
                 "whole_parts": False,
+                "last_view": False,
             },
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact
@@ -71,6 +73,7 @@ def train_set(source: Any, views: Any, augment: Any, num_views: Any = 1) -> dict
         "views": views,
         "num_views": num_views,
         "augment": augment,
+        "share": _open(float),
         "mix": "",
         "order": "epochs",  # or "stream", without an end
         "eval_examples": _open(int),

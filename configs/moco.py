@@ -94,6 +94,7 @@ def _paper(config, variant: str) -> None:
     config.batch_size = 4096 if lars else 256
     config.total_epochs = 200
     config.evals.knn = common.knn(200)
+    config.online.last_view = True
     config.norm.unbiased = not lars  # theirs synchronises by hand
     config.dtype = "bfloat16"
     config.optimizer = {

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from jaxequi import names
+from jaxequi import arguments, names
 from jaxequi.errors import Refusal
 from jaxequi.methods import with_online_heads
 from jaxequi.nn.norm import BatchNorm
@@ -59,6 +59,30 @@ def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
     return names.made(
         "models", config.backbone, remat=config.remat, dtype=dtype(config), norm=norm(config)
     )
+
+
+def layered(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options of the optimizer, with `layer_decay` as the `scales` of the backbone's layers.
+
+    Raises:
+      ValueError: scales beside it, or a backbone that does not say how its layers lie.
+    """
+    options = config.optimizer.to_dict()
+    decay = options.pop("layer_decay", None)
+    if decay is None:
+        return options
+    arguments.check("optimizer.layer_decay", decay, float)
+    backbone = make_backbone(config)
+    if not hasattr(backbone, "layer_decay"):
+        raise Refusal(
+            f"optimizer.layer_decay={decay}: a backbone named {config.backbone.name!r} does not "
+            "say how its layers lie; take 'vit', write optimizer.scales out, or None"
+        )
+    if options.get("scales"):
+        raise Refusal(f"optimizer.layer_decay={decay} and optimizer.scales: give one of the two")
+    if not 0 < decay <= 1:
+        raise Refusal(f"optimizer.layer_decay={decay}: above 0 and at most 1, such as 0.75")
+    return {**options, "scales": backbone.layer_decay(decay)}
 
 
 def make_method(

@@ -242,9 +242,7 @@ class Probe:
             **options,
         )
         shapes, extra = jax.eval_shape(method.init, jax.random.key(0), {"views": x[:, None]})
-        tree = mapping.from_torch(
-            state, {"params": shapes, **collections(extra)}, self.names
-        )
+        tree = mapping.from_torch(state, {"params": shapes, **collections(extra)}, self.names)
         self.params = tree.pop("params")
         self.extra = {**tree, OWN: {"backbone": frozen}}
         self.encode = jax.jit(method.encode)
