@@ -138,6 +138,12 @@ def online_classifier(config: ml_collections.ConfigDict, learning_rate: float, *
     config.optimizer.groups = {"online": {**group, **schedule}}
 
 
+def lars_rates(config: ml_collections.ConfigDict) -> None:
+    """Give revisitAIRL's LARS recipes their rates, which are of some lengths of run only."""
+    config.optimizer.base_lr = _open(float)
+    config.optimizer.base_lr_of_epochs = ((100, 0.45), (200, 0.3), (300, 0.3))
+
+
 def lay(config: ml_collections.ConfigDict, change: Change) -> None:
     """Lay a change over a config: dicts field by field, a dict with a `name` as a whole."""
     for field, value in change.items():
@@ -192,6 +198,8 @@ def smoke_ssl(config: ml_collections.ConfigDict, views: int, shrink: Callable[[A
         shrink(config)
         config.dtype = "float32"
         digits(config, views)
+        if "base_lr_of_epochs" in config.optimizer:
+            config.optimizer.base_lr = 0.3
         for field in ("warmup_steps", "pieces"):
             if field in config.optimizer:
                 config.optimizer[field] = 0

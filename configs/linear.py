@@ -2,8 +2,8 @@
 
     python -m jaxequi.main --config=configs/linear.py --config.init_from=runs/NAME
     python -m jaxequi.main --config=configs/linear.py:airl,paper --config.init_from=runs/NAME
-    python -m jaxequi.main --config=configs/linear.py:finetune,10percent --config.init_from=runs/NAME
-    python -m jaxequi.main --config=configs/linear.py:mae_finetune,large,paper --config.init_from=...
+    python -m jaxequi.main --config=configs/linear.py:finetune,10percent --config.init_from=...
+    python -m jaxequi.main --config=configs/linear.py:mae_finetune,large,paper ...
     python -m jaxequi.main --config=configs/linear.py:knn --config.init_from=runs/NAME
     python -m jaxequi.report runs/NAME runs/linear-... runs/linear-finetune-...   # side by side
 
@@ -120,7 +120,7 @@ LINEAR = {
         shown=(recipes.mae_linear(), recipes.mae_eval()),
     ),
 }
-VARIANTS = dict.fromkeys(("linear", *LINEAR, "finetune", "mae_finetune", "knn"), {})
+VARIANTS = dict.fromkeys(("linear", *LINEAR, "finetune", "mae_finetune", "knn"))
 WORKERS = 32  # of MAE's probe, whose norm sees 512 examples each
 IMAGENET = 1_281_167  # examples
 

@@ -117,7 +117,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         optimizer=arguments.call(
             "optimizer",
             optim.make,
-            networks.layered(config),
+            networks.optimizer_options(config),
             batch_size=batch_size,
             total_steps=max(steps, 1),
         ),
@@ -227,13 +227,19 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
         with config.unlocked():
             changes = config.backbone_changes.to_dict()
             config.backbone = {**network.config.backbone.to_dict(), **changes}
-            config.backbone_changes = {}
             config.norm = network.config.norm.to_dict()
     elif config.backbone_changes:
         raise Refusal(
-            f"backbone_changes={config.backbone_changes.to_dict()}: they are laid over the backbone "
-            "of a checkpoint, and this config describes its own; change `backbone` itself"
+            f"backbone_changes={config.backbone_changes.to_dict()}: they are laid over the "
+            "backbone of a checkpoint, and this config describes its own; change `backbone` itself"
         )
+    if config.cache.on and config.backbone_changes:
+        raise Refusal(
+            f"backbone_changes={config.backbone_changes.to_dict()} and cache.on=True: stored "
+            "features are those of the checkpoint's own network; take one of the two"
+        )
+    with config.unlocked():
+        config.backbone_changes = {}  # they are in `backbone` now
     sets.resolved(config, there, origin)
     return network
 

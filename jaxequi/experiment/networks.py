@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -61,28 +61,49 @@ def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
     )
 
 
-def layered(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The options of the optimizer, with `layer_decay` as the `scales` of the backbone's layers.
+def optimizer_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options of `optim.make`, with what depends on the backbone and the run written out.
+
+    `layer_decay` becomes the `scales` of the backbone's layers, and `base_lr_of_epochs`, pairs of
+    a number of epochs and its base_lr, the rate of this run, unless `base_lr` is given.
 
     Raises:
-      ValueError: scales beside it, or a backbone that does not say how its layers lie.
+      ValueError: a length of run without a rate; scales beside a layer decay, or a backbone that
+        does not say how its layers lie.
     """
     options = config.optimizer.to_dict()
-    decay = options.pop("layer_decay", None)
-    if decay is None:
-        return options
+    rates, decay = (options.pop(name, None) for name in ("base_lr_of_epochs", "layer_decay"))
+    if rates is not None and options.get("base_lr") is None:
+        arguments.check("optimizer.base_lr_of_epochs", rates, Sequence[tuple[int, float]])
+        options["base_lr"] = _rate_of(config.total_epochs, dict(rates))
+    if decay is not None:
+        if options.get("scales"):
+            raise Refusal(f"optimizer.layer_decay={decay} and scales: give one of the two")
+        options["scales"] = _scales(config, decay)
+    return options
+
+
+def _rate_of(epochs: int | None, rates: Mapping[int, float]) -> float:
+    if epochs not in rates:
+        known = ", ".join(f"{rate} for {n}" for n, rate in sorted(rates.items()))
+        raise Refusal(
+            f"total_epochs={epochs}: the recipe's base_lr is known for some numbers of epochs only "
+            f"({known}); take one of them, or say --config.optimizer.base_lr"
+        )
+    return rates[epochs]
+
+
+def _scales(config: ml_collections.ConfigDict, decay: float) -> tuple[tuple[str, float], ...]:
     arguments.check("optimizer.layer_decay", decay, float)
-    backbone = make_backbone(config)
+    if not 0 < decay <= 1:
+        raise Refusal(f"optimizer.layer_decay={decay}: above 0 and at most 1, such as 0.75")
+    backbone: Any = make_backbone(config)
     if not hasattr(backbone, "layer_decay"):
         raise Refusal(
             f"optimizer.layer_decay={decay}: a backbone named {config.backbone.name!r} does not "
-            "say how its layers lie; take 'vit', write optimizer.scales out, or None"
+            "say how its layers lie; take 'vit', or write optimizer.scales out"
         )
-    if options.get("scales"):
-        raise Refusal(f"optimizer.layer_decay={decay} and optimizer.scales: give one of the two")
-    if not 0 < decay <= 1:
-        raise Refusal(f"optimizer.layer_decay={decay}: above 0 and at most 1, such as 0.75")
-    return {**options, "scales": backbone.layer_decay(decay)}
+    return backbone.layer_decay(decay)
 
 
 def make_method(

@@ -9,9 +9,10 @@ A set is a field with a `source`: `train`, `val`, and any other. It says everyth
     batch_size     of an evaluation pass
     eval_examples  evaluations read at most so many examples, drawn once; None reads all
 
-The training set has `order`, "epochs" or "stream", and `mix`, which mixes examples, besides, and no
-batch size of its own; `share`, between 0 and 1, takes a part of its examples, drawn once. Evaluations see its examples as `val` shows its own, in evaluation batches:
-nothing is drawn there that the training draws.
+The training set has `order`, "epochs" or "stream", `mix`, which mixes examples, and `share`, a part
+of its examples between 0 and 1 that is drawn once, besides, and no batch size of its own.
+Evaluations see its examples as `val` shows its own, in evaluation batches: nothing is drawn there
+that the training draws.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def one(
             f"learning rate {height}, weight_decay={weight_decay}: neither may be below 0, or "
             "infinite; what shrinks a loss is subtracted already"
         )
-    if warmup_part and warmup_steps or not 0 <= warmup_part <= 1:
+    if (warmup_part and warmup_steps) or not 0 <= warmup_part <= 1:
         raise Refusal(
             f"warmup_steps={warmup_steps}, warmup_part={warmup_part}: give one of the two; the "
             "latter is a part of the run, 0 to 1"
