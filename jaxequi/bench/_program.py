@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +13,15 @@ import optax
 
 from jaxequi.train.state import TrainState
 from jaxequi.train.step import make_train_step
-from jaxequi.types import Batch, Method
+from jaxequi.types import Batch, Method, PyTree
 
 
-def measure(
-    method: Method, optimizer: optax.GradientTransformation, batch: Batch, repeats: int
-) -> dict[str, float]:
-    """Time steps: seconds by the clock and by the processor (least of `repeats`), bytes, FLOPs."""
+def start(method: Method, batch: Batch) -> tuple[PyTree, PyTree]:
+    """Parameters and state to measure with.
+
+    Any small numbers do, and drawing them in a program takes longer to compile than the step.
+    """
     shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
-    # Any small numbers do, and drawing them in a program takes longer to compile than the step.
     draw = np.random.default_rng(0)
 
     def small(leaf: Any) -> Any:
@@ -32,7 +33,24 @@ def measure(
         floats = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.full(leaf.shape, 1.0 if floats else 0, leaf.dtype)
 
-    params, extra = jax.tree.map(small, shapes[0]), jax.tree.map(ones, shapes[1])
+    return jax.tree.map(small, shapes[0]), jax.tree.map(ones, shapes[1])
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Least time by the clock of so many calls, after one that warms up."""
+    clock = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        clock.append(time.perf_counter() - began)
+    return min(clock[1:])
+
+
+def measure(
+    method: Method, optimizer: optax.GradientTransformation, batch: Batch, repeats: int
+) -> dict[str, float]:
+    """Time steps: seconds by the clock and by the processor (least of `repeats`), bytes, FLOPs."""
+    params, extra = start(method, batch)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
