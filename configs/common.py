@@ -48,6 +48,14 @@ def base() -> ml_collections.ConfigDict:
                 "whole_parts": False,
                 "last_view": False,
             },
+            # A layer's maps follow quarter turns and flips; off at weight 0. objective: l2, ntxent.
+            "soft_equivariance": {
+                "weight": 0.0,
+                "layer": "",
+                "pairs": 16,
+                "objective": "l2",
+                "temperature": 0.3,
+            },
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact
             "mesh": {"data": -1, "fsdp": 1},

@@ -21,6 +21,7 @@ from jaxequi.augment.geometry import circle_crop, random_erasing, resize, rotate
 from jaxequi.augment.mixture import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
+from jaxequi.augment.turned import turned_pairs as turned_pairs
 from jaxequi.errors import Refusal
 from jaxequi.types import Batch
 

@@ -88,7 +88,7 @@ def queue_bytes(rows: int = ROWS, queue: int = QUEUE, width: int = WIDTH) -> dic
     return {
         "queue": 4 * queue * width,
         "similarities": 4 * rows * (1 + queue),
-        "beside_arguments": temporary(lambda *given: infonce(*given, 0.2)[0]),
+        "beside_arguments": temporary(lambda q, k, keys: infonce(q, k, keys, 0.2)[0]),
         "beside_arguments_if_whole": temporary(whole),
     }
 
@@ -100,7 +100,8 @@ def masking(size: int = 224, pictures: int = 2) -> dict[str, float]:
     patches = (size // network.patch) ** 2
 
     def flops(function: Any, *shapes: Any) -> float:
-        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+        cost: Any = jax.jit(function).lower(*shapes).cost_analysis()
+        return cost["flops"]
 
     def whole(ratio: float) -> float:
         method = mae.make(backbone=network, mask_ratio=ratio)

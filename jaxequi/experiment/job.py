@@ -45,6 +45,13 @@ FIELDS: dict[str, Any] = {
         "whole_parts": bool,
         "last_view": bool,
     },
+    "soft_equivariance": {
+        "weight": float,
+        "layer": str,
+        "pairs": int,
+        "objective": str,
+        "temperature": float,
+    },
     "evals": Mapping[str, Mapping],
     "mesh": {"data": int, "fsdp": int},
     "sharding": Sequence[tuple[str, str]],
@@ -121,7 +128,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
             batch_size=batch_size,
             total_steps=max(steps, 1),
         ),
-        augment=train.augment,
+        augment=networks.shown(config, train.augment),
         mesh=mesh,
         batches=functools.partial(
             train.batches, sets.make_order(config, examples), mesh, batch_size

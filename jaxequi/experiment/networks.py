@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from jaxequi import arguments, names
+from jaxequi.augment import turned_pairs
 from jaxequi.errors import Refusal
-from jaxequi.methods import with_online_heads
+from jaxequi.methods import with_online_heads, with_soft_equivariance
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.types import Method
 
@@ -84,7 +85,7 @@ def optimizer_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _rate_of(epochs: int | None, rates: Mapping[int, float]) -> float:
-    if epochs not in rates:
+    if epochs is None or epochs not in rates:
         known = ", ".join(f"{rate} for {n}" for n, rate in sorted(rates.items()))
         raise Refusal(
             f"total_epochs={epochs}: the recipe's base_lr is known for some numbers of epochs only "
@@ -122,11 +123,30 @@ def make_method(
     if backbone is None:
         backbone = make_backbone(config)
     method = names.made("methods", filled(config.method, facts), backbone=backbone, **common)
+    if _softly(config):
+        if config.remat:
+            raise Refusal(
+                "soft_equivariance and remat=True: maps that are computed again cannot be seen; "
+                "set --config.remat=False"
+            )
+        method = with_soft_equivariance(method, **config.soft_equivariance)
     online = dict(config.online)
     if not online["features"] or not facts.get("num_classes"):
         return method
     online["num_classes"] = facts["num_classes"]
     return with_online_heads(method, dtype=common["dtype"], **online)
+
+
+def _softly(config: ml_collections.ConfigDict) -> bool:
+    """Whether a term of soft equivariance is asked for; runs of before it have no such field."""
+    return bool(config.get("soft_equivariance", {}).get("weight"))
+
+
+def shown(config: ml_collections.ConfigDict, augment: Any) -> Any:
+    """The augmentation of training, with the moved pairs that soft equivariance asks for."""
+    if not _softly(config):
+        return augment
+    return turned_pairs(augment, config.soft_equivariance.pairs)
 
 
 def filled(field: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
