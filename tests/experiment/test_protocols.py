@@ -158,6 +158,20 @@ def test_bad_input_of_any_evaluation(words, fields, message, vicreg_run, uncompi
         loop.run(experiment.build(config_of("linear", words, vicreg_run, **fields)), uncompiled)
 
 
+SOFT = {
+    "soft_equivariance__weight": 1.0,
+    "soft_equivariance__layer": "layer2_0",
+    "soft_equivariance__pairs": 4,
+}
+
+
+def test_soft_equivariance_is_asked_for_by_any_config():
+    job = experiment.build(config_of("simsiam", "smoke", **SOFT))
+    _, metrics = programs.lower_job(job).train_step.out_info
+    assert metrics["loss/soft_equivariance"].shape == ()
+    assert metrics["online/loss"].shape == ()
+
+
 @pytest.fixture
 def uncompiled(tmp_path, monkeypatch):
     """A folder that stays away, in a test in which nothing may be compiled."""
@@ -191,6 +205,10 @@ def uncompiled(tmp_path, monkeypatch):
         ("mae", "smoke", {"backbone__pool": "mean"}, "pool='token'"),
         ("mae", "smoke", {"backbone__heads": 3}, "must divide the width"),
         ("mae", "smoke", {"backbone_changes": {"pool": "mean"}}, "change `backbone` itself"),
+        ("mae", "smoke", {**SOFT, "soft_equivariance__layer": "blocks_0"}, "two square views"),
+        ("simsiam", "smoke", {**SOFT, "remat": True}, "cannot be seen"),
+        ("simsiam", "smoke", {**SOFT, "soft_equivariance__pairs": 9}, "pairs=9 of a batch of 8"),
+        ("simsiam", "smoke", {**SOFT, "soft_equivariance__layer": "layer5_0"}, "layer4_0"),
         ("supervised", "smoke", {"method__num_classes": 7}, "has 10 classes"),
         ("supervised", "smoke", {"train__mix": "mixing(7)"}, "mixing of 7 classes, .* have 10"),
         (
