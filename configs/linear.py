@@ -70,6 +70,8 @@ class Protocol(NamedTuple):
       epochs: of the run.
       batch_size: of the published run.
       every: epochs between two evaluations.
+      short_lr: base_lr of the embedded default in place of the published one, with which layer-wise
+        rates go a part in a thousand of their way in so few steps.
       shown: what the published run shows to train on, and to judge by.
     """
 
@@ -78,6 +80,7 @@ class Protocol(NamedTuple):
     epochs: int
     batch_size: int
     every: int
+    short_lr: float | None = None
     shown: tuple[recipes.Recipe, recipes.Recipe] = (recipes.imagenet(), recipes.imagenet_eval())
 
 
@@ -110,6 +113,7 @@ LINEAR = {
         epochs=90,
         batch_size=4096,
         every=1,
+        short_lr=25.6,
     ),
     "mae": Protocol(
         {"batch_norm": "before", "norm_epsilon": 1e-6, "norm_groups": 1, "head_std": 0.01},
@@ -117,6 +121,7 @@ LINEAR = {
         epochs=90,
         batch_size=16384,
         every=1,
+        short_lr=25.6,
         shown=(recipes.mae_linear(), recipes.mae_eval()),
     ),
 }
@@ -198,6 +203,8 @@ def _frozen(config, variant: str) -> None:
         config.method = {**HEAD, "parts": ("all",), **protocol.method}
         config.total_epochs = protocol.epochs
         config.optimizer = protocol.optimizer
+        if protocol.short_lr is not None:
+            config.optimizer.base_lr = protocol.short_lr
 
 
 def _finetune(config) -> None:
@@ -263,6 +270,8 @@ def _paper(config, variant: str) -> None:
         protocol = LINEAR[variant]
         best, every, shown = TOP1, protocol.every, protocol.shown
         config.batch_size = protocol.batch_size
+        if protocol.short_lr is not None:
+            config.optimizer.base_lr = protocol.optimizer["base_lr"]
         if variant == "mae":
             config.method.norm_groups = WORKERS
     elif variant == "mae_finetune":

@@ -36,14 +36,15 @@ def start(method: Method, batch: Batch) -> tuple[PyTree, PyTree]:
     return jax.tree.map(small, shapes[0]), jax.tree.map(ones, shapes[1])
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Least time by the clock of so many calls, after one that warms up."""
-    clock = []
+def seconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Least time of so many calls, after one that warms up: by the clock and by the processor."""
+    clock, processor = [], []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         jax.block_until_ready(call())
         clock.append(time.perf_counter() - began)
-    return min(clock[1:])
+        processor.append(time.process_time() - worked)
+    return {"seconds": min(clock[1:]), "processor_seconds": min(processor[1:])}
 
 
 def measure(
@@ -64,16 +65,14 @@ def measure(
     program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory: Any = program.memory_analysis()
     cost: Any = program.cost_analysis()
-    clock, processor = [], []
-    for _ in range(repeats + 1):
-        began, worked = time.perf_counter(), time.process_time()
-        state, metrics = program(state, batch)
-        jax.block_until_ready((state, metrics))
-        clock.append(time.perf_counter() - began)
-        processor.append(time.process_time() - worked)
+    latest = [state]
+
+    def update() -> Any:
+        latest[0], metrics = program(latest[0], batch)
+        return latest[0], metrics
+
     return {
-        "seconds": min(clock[1:]),  # the first warms up
-        "processor_seconds": min(processor[1:]),
+        **seconds(update, repeats),
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         "flops": cost.get("flops", float("nan")),
     }
