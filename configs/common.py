@@ -37,6 +37,7 @@ def base() -> ml_collections.ConfigDict:
             "init_step": _open(int),  # default: its newest checkpoint
             "init_encoder": "",  # "target" takes the moving average in place of the network
             "fresh": "",
+            "protocol": "",  # what tables call this evaluation of it
             "backbone_changes": {},  # laid over its backbone, where the config describes none
             # Learn from features of that network, computed once, in place of images.
             "cache": {"on": False, "folder": _open(str)},  # default: beside the checkpoint

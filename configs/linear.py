@@ -166,6 +166,9 @@ def get_config(arg: str | None = None):
         _mae_finetune(config, size)
     else:
         _frozen(config, variant)
+    told = [variant, *(word for word in words if word != "smoke")]
+    if len(told) > 1 or variant not in ("linear", "finetune", "knn"):
+        config.protocol = " ".join(told)
     if variant == "mae":
         config.total_epochs = size.probe_epochs
         config.optimizer.warmup_part = 10 / size.probe_epochs

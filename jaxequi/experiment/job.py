@@ -31,7 +31,7 @@ Names = Sequence[str]
 FIELDS: dict[str, Any] = {
     **dict.fromkeys(("seed", "batch_size", "accumulate", "keep_checkpoints"), int),
     **dict.fromkeys(("log_every_steps", "eval_every_steps", "save_every_steps"), int),
-    **dict.fromkeys(("dtype", "init_encoder", "fresh", "check", "best_mode"), str),
+    **dict.fromkeys(("dtype", "init_encoder", "fresh", "check", "best_mode", "protocol"), str),
     **dict.fromkeys(("total_steps", "total_epochs", "init_step"), int | None),
     **dict.fromkeys(("init_from", "best"), str | None),
     **dict.fromkeys(("method", "optimizer", "train", "backbone_changes"), Mapping),

@@ -191,6 +191,9 @@ def resolved(
             if "root" in one:
                 del one["root"]
             if one.get("share") is not None:
+                arguments.check(f"{name}.share", one.share, float)
+                if not 0 < one.share <= 1:
+                    raise Refusal(f"{name}.share={one.share}: a part above 0 and at most 1")
                 if not isinstance(one.source, ml_collections.ConfigDict):
                     raise Refusal(f"{name}.share={one.share} is of a source given as a dict only")
                 one.source = {"name": "subset", "source": one.source.to_dict(), "stop": one.share}

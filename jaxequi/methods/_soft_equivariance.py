@@ -14,6 +14,7 @@ Logged: `loss/soft_equivariance`, before its weight.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -58,8 +59,10 @@ def with_soft_equivariance(
     """
     if objective not in OBJECTIVES:
         raise unknown("soft_equivariance.objective", objective, OBJECTIVES)
-    if weight <= 0 or temperature <= 0:
-        raise Refusal(f"weight={weight}, temperature={temperature}: both are above 0")
+    if not 0 < weight < math.inf or not 0 < temperature < math.inf:
+        raise Refusal(
+            f"soft_equivariance.weight={weight}, temperature={temperature}: both are above 0"
+        )
     if method.relation is not None:
         raise Refusal(
             "soft_equivariance: this method learns what carries one stored view to the other, and "

@@ -18,6 +18,7 @@ Logged, <head> = rotation-equivariant-deep, ...:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -249,6 +250,11 @@ def make(
     known, width, equi = tasks(heads, num_classes), backbone.features, equi or 0
     if batch_norm not in ("", *PLACES):
         raise unknown("batch_norm", batch_norm, ("", *PLACES))
+    if norm_groups < 1 or not norm_epsilon > 0 or not (head_std is None or 0 < head_std < math.inf):
+        raise Refusal(
+            f"norm_groups={norm_groups}, norm_epsilon={norm_epsilon}, head_std={head_std}: the "
+            "first is at least 1, the others are above 0, and head_std may be None"
+        )
     affine = batch_norm == "behind"
     placed = functools.partial(norm, affine=affine, groups=norm_groups, epsilon=norm_epsilon)
     parts = parts or (PARTS if 0 < equi < width else PARTS[:1])

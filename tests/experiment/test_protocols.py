@@ -57,6 +57,7 @@ def test_published_lengths_and_rates(words):
         found = made.rates["learning_rate"](int(epoch * length))
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6, err_msg=str(epoch))
     assert config.eval_every_steps % length == 0
+    assert config.protocol == words.replace(",", " ")  # its row in a table
 
 
 def test_a_published_head_learns_from_images_over_the_frozen_network(byol_run):
