@@ -25,6 +25,9 @@ Network and data are the checkpoint's; its own augmentations are left behind. Ot
 same kind of images: --config.train.source="folder(root='DIR/train')" and the same for `val`. The
 moving average of a method that keeps one: --config.init_encoder=target.
 
+`mae_finetune` on the class token: --config.backbone_changes.pool=token; at 448 pixels what learned
+at 224: --config.backbone_changes.position_grid=14, the side of its grid of patches.
+
 Words: `1percent` and `10percent` learn from that share of the examples, drawn once; `large` and
 `huge` are the sizes of the networks of `mae` and `mae_finetune`, which differ in their schedules;
 `smoke` takes seconds. `paper` is the published experiment on ImageNet: batch, epochs, crops, an
