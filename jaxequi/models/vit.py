@@ -58,6 +58,11 @@ class ViT(nn.Module):
         """R, the width of the representation."""
         return self.width
 
+    @nn.nowrap
+    def layer_decay(self, decay: float) -> tuple[tuple[str, float], ...]:
+        """Factors of the learning rate by layer, see `layer_decay`."""
+        return layer_decay(self.depth, decay)
+
     @nn.compact
     def __call__(self, images: Array, train: bool, keep: Array | None = None) -> Array:
         """Encode pictures; with `keep`, some of their patches as if there were no others.

@@ -55,6 +55,8 @@ COLUMNS = (
         ),
     ),
     Column("kNN", ("val/knn/top1",)),
+    Column("k", ("val/knn/k",)),
+    Column("T", ("val/knn/temperature",)),
     Column("rank", ("val/rank/effective_rank",)),
     Column("all quarter turns", ("val/turned/accuracy/unseen",)),
     Column(
@@ -89,6 +91,8 @@ class Run:
         method = self.config.get("method") or {}
         if not self.config.get("init_from") or method.get("name") not in ("linear", "supervised"):
             return ""
+        if self.config.get("protocol"):
+            return self.config["protocol"]
         if method["name"] == "supervised":
             return "fine-tuned"
         if not method["heads"]:
