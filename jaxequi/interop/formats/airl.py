@@ -1,10 +1,10 @@
-"""Files of megvii-research/revisitAIRL: `last_epoch_ckpt.pth.tar` of MoCo v1 to v2+, S-MoCo and BYOL.
+"""Files of megvii-research/revisitAIRL: `last_epoch_ckpt.pth.tar` of MoCo, S-MoCo and BYOL.
 
 Theirs is a checkpoint's `model` without the prefix `module.`: `online_encoder.*`,
 `target_encoder.*`, for MoCo the `queue` [K, D] and `queue_ptr`; beside it stands the `classifier`
 that learns on representations. Ours is `{"params": ..., **extra}` of `methods.moco` or
-`methods.byol`. Of `exp/supervised.py` it is torchvision's network with its `fc` called `fc.0`, which
-is written so by --format=airl.
+`methods.byol`. Of `exp/supervised.py` it is torchvision's network with its `fc` called `fc.0`,
+which is written so by --format=airl.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Files of facebookresearch/mae's pre-training: `checkpoint-*.pth` of `main_pretrain.py`.
 
-Theirs is a checkpoint's `model`, encoder and decoder; ours is `{"params": ...}` of `methods.mae`. Of
-their frozen tables of positions ours has none: it computes the same code, and a file with another is
+Theirs is a checkpoint's `model`, encoder and decoder; ours is `{"params": ...}` of `methods.mae`,
+which has no tables of positions: it computes the code that theirs hold, and a file with another is
 refused. The encoder alone is in `formats.vit`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections
-import numpy as np
 
 from jaxequi.errors import Refusal
 from jaxequi.interop import mapping, networks
@@ -53,7 +54,8 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     del epoch  # theirs reads it only with the optimizer
     variables, left_out = _pair.without_heads(variables)
     state = mapping.to_torch(variables, _vit.table)
-    module, side = networks.module(config), _vit.side(config)
+    module: Any = networks.module(config)
+    side = _vit.side(config)
     decoder = state["mask_token"].shape[2]
     for name, width in zip(_CODES, (module.width, decoder), strict=True):
         state[name] = _vit.code(width, side // module.patch)
@@ -80,4 +82,3 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"positions={config.backbone.positions!r}: the original's pre-training holds its "
             "positions fixed"
         )
-

@@ -1,7 +1,7 @@
 """Files of facebookresearch/moco: `checkpoint_*.pth.tar` of `main_moco.py`, v1 and v2.
 
-Theirs is a checkpoint's `state_dict` without the prefix `module.`: `encoder_q.*`, `encoder_k.*`, the
-`queue` [D, K] and `queue_ptr`. Ours is `{"params": ..., **extra}` of `methods.moco`.
+Theirs is a checkpoint's `state_dict` without the prefix `module.`: `encoder_q.*`, `encoder_k.*`,
+the `queue` [D, K] and `queue_ptr`. Ours is `{"params": ..., **extra}` of `methods.moco`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Files of facebookresearch/simsiam: `checkpoint_*.pth.tar` of `main_simsiam.py`.
 
-Theirs is a checkpoint's `state_dict` without the prefix `module.`: `encoder.*` with the projector as
-its `fc`, and `predictor.*`. Ours is `{"params": ..., **extra}` of `methods.simsiam`; the bias that no
-gradient reaches, `encoder.fc.6.bias`, is in the collection `frozen`.
+Theirs is a checkpoint's `state_dict` without the prefix `module.`: `encoder.*` with the projector
+as its `fc`, and `predictor.*`. Ours is `{"params": ..., **extra}` of `methods.simsiam`; the bias
+that no gradient reaches, `encoder.fc.6.bias`, is in the collection `frozen`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Files of vision transformers: MAE's encoder alone, fine-tuned with a classifier, timm's.
 
 facebookresearch/mae: the released `mae_pretrain_vit_*.pth`, and `checkpoint-*.pth` of
-`main_finetune.py`; with pool="token" also timm's `vit_{base, large}_patch16_224`, which has the same
-names. Ours is `methods.supervised.Classifier` over a `models.vit`, or the backbone alone. A table of
-positions is "fixed" in a backbone alone that has the code of sines and cosines, else "learned".
+`main_finetune.py`; with pool="token" also timm's `vit_{base, large}_patch16_224`, which has the
+same names. Ours is `methods.supervised.Classifier` over a `models.vit`, or the backbone alone. A
+table of positions is "fixed" in a backbone alone that has the code of sines and cosines, else
+"learned".
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     if config is None:
         config = described(state, classes)
     check(native(config), config)
+    config.online.features = ()  # the file has no head beside the method
     side = _vit.grid(_POSITIONS, state) * networks.module(config).patch
     template = networks.shapes(config, classes, side)
     left_out: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     del epoch  # theirs reads it only with the optimizer
     variables, left_out = _pair.without_heads(variables)
     state = mapping.to_torch(variables, _vit.table)
-    module = networks.module(config)
+    module: Any = networks.module(config)
     if _POSITIONS not in state:
         state[_POSITIONS] = _vit.code(module.width, _vit.side(config) // module.patch)
     side = _vit.grid(_POSITIONS, state) * module.patch
