@@ -164,8 +164,8 @@ FRESH = {  # format, config -> parameters of each group, the original's argument
             method__queue=16,
         ),
         [53 + 4, 106 + 8],
-        "train.py -f exp/mocov2_plus.py --exp-options MLP=byol low_dim=8 width=1 hidden_dim=16 "
-        "queue_size=16",
+        "train.py -f exp/moco_based/mcv2p_lars.py --exp-options MLP=byol low_dim=8 width=1 "
+        "hidden_dim=16 queue_size=16",
     ),
 }
 

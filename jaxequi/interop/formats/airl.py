@@ -32,6 +32,13 @@ from jaxequi.types import PyTree
 
 _CLASSIFIER = "label_representation"  # ours, of the heads beside the method
 CLASSES = 1000  # theirs have no argument for it
+_FILES = {  # BYOL, MoCo v2+ or BYOL, LARS -> below exp/
+    (True, True, False): "byol",
+    (True, True, True): "byol_based/byol_lars",
+    (False, True, False): "mocov2_plus",
+    (False, True, True): "moco_based/mcv2p_lars",
+    (False, False, False): "mocov2",
+}
 _WIDTHS = {"resnet50": 1, "wide_resnet50_2": 2}  # ours -> their `width`
 # Their heads by what they are in ours: layers of the projector, whether there is a predictor,
 # batch_norm, last_bias, predict_keys.
@@ -137,8 +144,9 @@ def original(config: ml_collections.ConfigDict) -> str:
             "projector has one layer or two, and its predictor, if there is one, the same widths"
         )
     name = HEADS[row]
-    plus = batch_norm or method.get("symmetric")  # whose trainer has a predictor
-    file = "byol" if byol else "mocov2_plus" if plus else "mocov2"
+    plus = batch_norm or bool(method.get("symmetric"))  # whose trainer has a predictor
+    lars = config.get("optimizer", {}).get("name") == "lars"
+    file = _FILES[byol, plus, lars and plus]
     options = {"MLP": name, "low_dim": projector[-1], "width": _WIDTHS[architecture]}
     if len(projector) == 2:
         options["hidden_dim"] = projector[0]
@@ -163,7 +171,7 @@ def _groups(
     """The groups of a fresh optimizer over the online encoder."""
     optimizer, names = config.get("optimizer", {}), _pair.parameters(state, "online_encoder.")
     decay = optimizer.get("weight_decay", 1e-4)
-    if optimizer.get("name") != "lars":
+    if optimizer.get("name") != "lars":  # of which theirs has v2+ and BYOL alone
         return [(len(names), _optimizer.sgd(1e-6, 0.9, decay))]
     matrices = sum(state[name].ndim > 1 for name in names)
     lars = {"lr": 1e-6, "momentum": 0.9, "eta": 0.001, "max_epoch": 200}
