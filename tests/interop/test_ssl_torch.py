@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -232,3 +233,36 @@ def test_the_programs(tmp_path):
     backbone = resnets.resnet18()
     backbone.fc = nn.Identity()
     backbone.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=True)
+
+
+def test_norm_rescale_and_detectron2_of_files(tmp_path):
+    """By the command line: two files of a pair of encoders, and each encoder of one of them."""
+    state = {}
+    for seed, name in enumerate(("sgd", "lars")):
+        torch.manual_seed(seed)
+        model = nn.Module()
+        model.online_encoder, model.target_encoder = resnets.resnet18(), resnets.resnet18()
+        state[name] = {f"module.{k}": v for k, v in model.state_dict().items()}
+        torch.save({"start_epoch": 200, "model": state[name]}, tmp_path / f"{name}.pth.tar")
+    words = [f"--norms={tmp_path / 'sgd.pth.tar'}", f"--weights={tmp_path / 'lars.pth.tar'}"]
+    told = run("norm_rescale", *words, "--keep_zeros", f"--output={tmp_path / 'out.pth'}")
+    floats = [k for k, v in state["sgd"].items() if "online" in k and v.is_floating_point()]
+    assert f"{len(floats)} arrays" in told
+    model = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert set(model) == {k.removeprefix("module.") for k in floats}
+    for key in ("module.online_encoder.layer2.0.conv1.weight", "module.online_encoder.fc.bias"):
+        a, b = (state[name][key].double() for name in ("sgd", "lars"))
+        expected = b * (a.norm() / b.norm())
+        np.testing.assert_allclose(model[key.removeprefix("module.")], expected, rtol=1e-6)
+    for encoder in ("online", "target"):
+        output = tmp_path / f"{encoder}.pkl"
+        words = [f"--file={tmp_path / 'sgd.pth.tar'}", f"--output={output}"]
+        told = run("detectron2", *words, f"--encoder={encoder}")
+        assert "120 arrays" in told  # 20 convolutions, 20 norms of five
+        other = "target" if encoder == "online" else "online"
+        [line] = [line for line in told.splitlines() if line.startswith("left out: ")]
+        parts = {f"{encoder}_encoder.fc", f"{other}_encoder.conv1", f"{other}_encoder.layer4"}
+        assert parts < set(line.removeprefix("left out: ").split(", "))
+        model = pickle.loads(output.read_bytes())["model"]
+        key = f"module.{encoder}_encoder.layer1.0.conv2.weight"
+        np.testing.assert_array_equal(model["res2.0.conv2.weight"], state["sgd"][key])
