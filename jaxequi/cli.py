@@ -78,9 +78,14 @@ def arguments(
         arguments.
     """
     own.set_gnu_getopt()
-    if "config" not in own:
-        for name in own:
+    reads_config = "config" in own
+    for name in list(own):
+        if name.partition(".")[0] == "config":
+            delattr(own, name)  # with the fields that an earlier command line set
+        else:
             own[name].unparse()
+    if reads_config:
+        define_config(own, argv)
     if _HELP & set(argv[1:]):
         print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
         sys.exit(0)
@@ -135,11 +140,10 @@ def _said(text: str) -> str:
     return message if kind.endswith(("ValueError", "Refusal")) else f"the config file: {last}"
 
 
-def define_config(own: flags.FlagValues) -> None:
-    """Define --config, for a program that reads one."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, with words after a colon.", own, lock_config=True
-    )
+def define_config(own: flags.FlagValues, argv: list[str] | None = None) -> None:
+    """Define --config, for a program that reads one; its fields are looked for in `argv`."""
+    what = "Config file, with words after a colon."
+    config_flags.DEFINE_config_file("config", None, what, own, lock_config=True, sys_argv=argv)
 
 
 def config(own: flags.FlagValues) -> tuple[ml_collections.ConfigDict, Iterable[str], str]:
