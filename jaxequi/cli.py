@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -37,6 +38,7 @@ def program(main: Main) -> Main:
     def clean(argv: list[str]) -> int:
         # Orbax tells every file that it reads and writes; what it cannot do it also raises.
         logging.set_verbosity(logging.FATAL)
+        sys.excepthook = _unless_abandoned
         try:
             return main(argv)
         except Refusal as error:
@@ -45,6 +47,18 @@ def program(main: Main) -> Main:
             return refuse(str(error), code=FAILED)
 
     return clean
+
+
+def _unless_abandoned(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Print an exception that nobody caught, but not what a checkpoint that failed leaves behind.
+
+    Its first error ends the event loop that wrote it, and is told. Tensorstore prints a traceback
+    for each array whose writing ends after that, through this hook.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def run(main: Main) -> None:
