@@ -18,6 +18,9 @@ from jax.interpreters import partial_eval
 
 from jaxequi.types import Array, PyTree
 
+Makers = dict[Any, tuple[int, Any]]
+"""Of each variable of a program the place of the equation that makes it, and the equation."""
+
 MUCH = 2_000_000
 """Numbers from which on drawing them takes longer without an optimizer than that takes."""
 
@@ -58,23 +61,27 @@ def in_loops(init: Callable[[Array], PyTree]) -> Callable[[Array], PyTree]:
         wanted = [True] * len(closed.jaxpr.outvars)
         jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
         known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+        makers = {v: (i, eqn) for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
         [key_var] = jaxpr.invars
         groups: dict[Hashable, list[_Leaf]] = {}
-        for var in dict.fromkeys(jaxpr.outvars):
+        for var in dict.fromkeys(v for v in jaxpr.outvars if not isinstance(v, core.Literal)):
             leaf = _Leaf(var, key_var, makers, known)
             groups.setdefault(leaf.kind, []).append(leaf)
-        values = {}
-        for leaves in groups.values():
-            columns = zip(*(leaf.constants for leaf in leaves), strict=True)
-            if len(leaves) == 1 or not leaves[0].draws:
-                found: Any = [leaf.evaluate(key, leaf.constants) for leaf in leaves]
+        values: dict[Any, Any] = {}
+        for alike in groups.values():
+            if len(alike) == 1 or not alike[0].draws:
+                found: Any = [leaf.evaluate(key, leaf.constants) for leaf in alike]
             else:
+                columns = zip(*(leaf.constants for leaf in alike), strict=True)
                 stacks = [jnp.stack(column) for column in columns]
-                found = jax.lax.map(functools.partial(leaves[0].evaluate, key), stacks)
-            values |= {leaf.var: found[i] for i, leaf in enumerate(leaves)}
-        flat = [values[var] for var in jaxpr.outvars]
-        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+                found = jax.lax.map(functools.partial(alike[0].evaluate, key), stacks)
+            values |= {leaf.var: found[i] for i, leaf in enumerate(alike)}
+        leaves, tree = jax.tree.flatten(shapes)
+        flat = [
+            jnp.asarray(v.val, leaf.dtype) if isinstance(v, core.Literal) else values[v]
+            for v, leaf in zip(jaxpr.outvars, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, flat)
 
     return grouped
 
@@ -89,34 +96,31 @@ class _Leaf:
       kind: the same for leaves that differ in the values of their constants only.
     """
 
-    def __init__(self, var: Any, key_var: Any, makers: dict[Any, Any], known: dict[Any, Any]):
+    def __init__(self, var: Any, key_var: Any, makers: Makers, known: dict[Any, Any]):
         self.var, self.draws = var, False
         self.constants: list[Any] = []
         self._steps: list[tuple[Any, list[tuple[str, int]]]] = []
-        places: dict[Any, tuple[str, int]] = {}
+        places = {key_var: ("key", 0)}
         kind: list[Hashable] = []
 
         def place(one: Any) -> tuple[str, int]:
-            """Where `evaluate` finds a variable; what makes it is added to the steps."""
-            if one is key_var:
-                self.draws = True
-                return "key", 0
+            """Where `evaluate` finds a variable."""
+            self.draws |= one is key_var
             if isinstance(one, core.Literal) or one in known:
                 literal = isinstance(one, core.Literal)
-                self.constants.append(
-                    np.asarray(one.val, one.aval.dtype) if literal else known[one]
-                )
+                value = np.asarray(one.val, one.aval.dtype) if literal else known[one]
+                self.constants.append(value)
                 kind.append(str(one.aval))
                 return "constants", len(self.constants) - 1
-            if one not in places:
-                eqn = makers[one]
-                inputs = [place(v) for v in eqn.invars]
-                start = sum(len(e.outvars) for e, _ in self._steps)
-                places.update((v, ("made", start + i)) for i, v in enumerate(eqn.outvars))
-                self._steps.append((eqn, inputs))
-                kind.append((eqn.primitive, str(eqn.params), tuple(inputs)))
             return places[one]
 
+        count = 0
+        for eqn in _leading_to(var, makers):
+            inputs = [place(v) for v in eqn.invars]
+            self._steps.append((eqn, inputs))
+            kind.append((eqn.primitive, str(eqn.params), tuple(inputs)))
+            places.update((v, ("made", count + i)) for i, v in enumerate(eqn.outvars))
+            count += len(eqn.outvars)
         self._end = place(var)
         self.kind = (*kind, self._end)
 
@@ -128,3 +132,17 @@ class _Leaf:
             found["made"] += made if eqn.primitive.multiple_results else [made]
         kind, i = self._end
         return found[kind][i]
+
+
+def _leading_to(var: Any, makers: Makers) -> list[Any]:
+    """Equations of which a variable is computed, in order."""
+    found, ahead = {}, [var]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, core.Literal) or one not in makers:
+            continue
+        place, eqn = makers[one]
+        if place not in found:
+            found[place] = eqn
+            ahead += eqn.invars
+    return [found[place] for place in sorted(found)]
