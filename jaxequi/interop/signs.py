@@ -218,8 +218,7 @@ def _inputs(network: SteerableResNet, variables: PyTree, images: np.ndarray) -> 
 def _patches(x: np.ndarray, size: int, stride: int, random: np.random.Generator) -> np.ndarray:
     """Windows of a map [B, H, W, C], all or at random places: f32[n, k k C]."""
     ahead = size // 2
-    places = np.stack(np.mgrid[: len(x), : x.shape[1] : stride, : x.shape[2] : stride])
-    places = places.reshape(3, -1)
+    places = np.mgrid[: len(x), : x.shape[1] : stride, : x.shape[2] : stride].reshape(3, -1)
     if places.shape[1] > POSITIONS:
         places = places[:, random.choice(places.shape[1], POSITIONS, replace=False)]
     batch, rows, columns = places

@@ -20,17 +20,6 @@ FORMAT = formats.find("equivision")
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "steerable"
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Networks of 18 layers with one block a stage, as the golden cases have them."""
-
-    def cut(block=BasicBlock):
-        monkeypatch.setitem(steerable_resnet.DEPTHS, 18, ((1, 1, 1, 1), block))
-
-    cut()
-    return cut
-
-
 def config_of(group, width=1):
     config = equivision.get_config(f"{group}resnet18" if group != "d3" else "d4resnet18")
     config.backbone.architecture, config.backbone.width = f"{group}resnet18", width
