@@ -35,6 +35,8 @@ DOORS = {
     "grain": ("data/loader.py",),
     "orbax": ("train/checkpoint.py",),
     "tensorboardX": ("train/log.py",),
+    "onnx": ("interop/onnx.py",),
+    "onnxruntime": ("interop/onnx.py",),
 }
 
 
