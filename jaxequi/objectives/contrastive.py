@@ -1,7 +1,7 @@
 """Contrastive objectives: each row must recognise its partner among other rows.
 
-The others are the rows of a batch (`ntxent`), or of a queue (`infonce`); in `supcon` every row of the
-same class is a partner.
+The others are the rows of a batch (`ntxent`), or of a queue (`infonce`); in `supcon` every row of
+the same class is a partner.
 """
 
 from __future__ import annotations

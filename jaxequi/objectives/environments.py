@@ -1,9 +1,9 @@
 """Environments of each class, and the penalty on what a class owes to them.
 
-Wang et al., "Equivariance and invariance inductive bias for learning from insufficient data" (EqInv,
-ECCV 2022). The environments of a class k split all examples of *other* classes in two halves: those
-that look like class k, and those that do not. How well the rows of class k are told from the others
-should not depend on which half the others come from.
+Wang et al., "Equivariance and invariance inductive bias for learning from insufficient data"
+(EqInv, ECCV 2022). The environments of a class k split all examples of *other* classes in two
+halves: those that look like class k, and those that do not. How well the rows of class k are told
+from the others should not depend on which half the others come from.
 
 A table of environments is int8[C, N]: of class k and example i the environment 0 or 1, `OWN_CLASS`
 where i is of class k itself. Wangt-CN/EqInv keeps a dict of index tensors (`utils_cluster.py`).
@@ -102,7 +102,7 @@ def check(table: np.ndarray, labels: np.ndarray) -> None:
         raise Refusal(
             f"{len(lacking)} of {classes} classes, such as {lacking[0]}, have no example of their "
             "own or none of other classes in each environment: nothing can differ between "
-            "environments. Take data in which every class has examples, and at least 2 are of others"
+            "environments. Take data in which every class has examples, and there are two of others"
         )
 
 
