@@ -55,6 +55,8 @@ def made(file, variant, run):
     config = load(file).get_config(f"{variant},smoke")
     if file.stem in ("evals", "linear"):
         config.init_from = str(run)
+    if "before" in config:  # the whole is in experiment/test_before.py
+        config.init_from = None
     return config
 
 

@@ -48,8 +48,11 @@ def scores(
       f32[C, N]. Sums are taken in f64 and rounded once, so that equal scores are equal.
     """
     means = np.zeros((classes, features.shape[-1]))
+    order = np.argsort(labels, kind="stable")
     for start in range(0, len(features), BLOCK):
-        np.add.at(means, labels[start : start + BLOCK], _directions(features[start:][:BLOCK]))
+        block = order[start : start + BLOCK]
+        here, first = np.unique(labels[block], return_index=True)
+        means[here] += np.add.reduceat(_directions(features[block]), first)
     counts = np.bincount(labels, minlength=classes)
     means /= np.maximum(counts, 1)[:, None]
     found = np.empty((classes, len(features)), np.float32)

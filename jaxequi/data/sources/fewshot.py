@@ -44,9 +44,7 @@ def choose(
     return [np.sort(rng.choice(pool, shots, replace=False))] * len(counts)
 
 
-def make(
-    source: Mapping[str, Any], shots: int, seed: int = 0, independent: bool = False
-) -> Subset:
+def make(source: Mapping[str, Any], shots: int, seed: int = 0, independent: bool = False) -> Subset:
     """Take `shots` examples of each class, in the order of the source.
 
     Args:
@@ -68,9 +66,7 @@ def make(
             f"shots={shots}: {inner.class_names[least]!r} has {counts[least]} examples in {inner}; "
             f"take 1 to {counts.min()} shots, or data with more of that class."
         )
-    chosen = choose(
-        counts.tolist(), shots, seed, independent=independent, pool=int(counts.min())
-    )
+    chosen = choose(counts.tolist(), shots, seed, independent=independent, pool=int(counts.min()))
     rows = [np.flatnonzero(labels == k)[places] for k, places in enumerate(chosen)]
     return Subset(inner, np.sort(np.concatenate(rows)))
 
