@@ -77,18 +77,26 @@ def plan(
 def rehearse(planned: Sequence[Planned]) -> None:
     """Refuse what is wrong with any run of a plan before the first one begins.
 
-    A run whose start is still to be trained is built without it.
+    A run whose start is still to be trained is built without it; one that has a checkpoint of its
+    own was rehearsed before.
 
     Raises:
       ValueError: see `job.build` and `train.programs.lower_job`.
     """
+    built = []
     for one in planned:
         config = one.config.copy_and_resolve_references()
-        if config.init_from and not (pathlib.Path(config.init_from) / folders.CHECKPOINTS).is_dir():
+        if _saved(one.folder):
+            continue
+        if config.init_from and not _saved(pathlib.Path(config.init_from)):
             config.init_from = None
-        job = jobs.build(config, one.overridden)
-        if job.start is None:
-            programs.lower_job(job)
+        built.append(jobs.build(config, one.overridden))
+    for job in built:
+        programs.lower_job(job)
+
+
+def _saved(folder: pathlib.Path) -> bool:
+    return (folder / folders.CHECKPOINTS).is_dir()
 
 
 def _start(config: Mapping) -> str | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import ml_collections
 import pytest
 
-from jaxequi import main
+from jaxequi import cli, main
 from jaxequi.errors import Refusal
 from jaxequi.experiment import before
+from jaxequi.prepare import environments as prepared
+from jaxequi.runs import report
 from jaxequi.train import log, loop
 from jaxequi.train.checkpoint import read_network
 
@@ -58,8 +61,14 @@ def test_what_cannot_be_planned(tmp_path, fields, message):
         a_plan(tmp_path, **fields)
 
 
-TIMES = ("examples_per_second", "input_wait")
 SMOKE = ["jaxequi", "--config=configs/eqinv.py:eqinv,smoke"]
+
+
+def call(monkeypatch, *arguments):
+    """The program with these flags, which a config reads from the command line itself."""
+    argv = [*SMOKE, *arguments]
+    monkeypatch.setattr("sys.argv", argv)
+    return main.main(argv)
 
 
 def test_a_fault_of_the_last_run_is_told_before_the_first(tmp_path, monkeypatch, capsys):
@@ -67,48 +76,70 @@ def test_a_fault_of_the_last_run_is_told_before_the_first(tmp_path, monkeypatch,
         raise AssertionError("compiled")
 
     monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
-    run = f"--workdir={tmp_path / 'run'}"
     for field, message in (
         ("method.inv=rx", "Did you mean 'rex'"),
         ("method.inv_start=3", "before the end of the run"),
         ("batch_size=99", "more than the"),
-        ("train.views=('decode',)", "two views"),
         ("train.source.shots=99", "take 1 to"),
         ("method.environments_from=nowhere.npz", "prepare.environments"),
         ("before.scratch.method.name=supervise", "Did you mean 'supervised'"),
     ):
-        assert main.main([*SMOKE, run, f"--config.{field}"]) == 2
+        code = call(monkeypatch, f"--workdir={tmp_path / 'run'}", f"--config.{field}")
+        assert code == cli.BAD_INPUT
         assert message in capsys.readouterr().err, field
     assert not (tmp_path / "run").exists()
 
 
 def test_a_pipeline_goes_on_in_the_run_that_was_interrupted(tmp_path, monkeypatch):
-    """Both stages are cut, each after its second step; the result is the unbroken one's."""
-    assert main.main([*SMOKE, f"--workdir={tmp_path / 'whole'}"]) == loop.FINISHED
-    taken = []
+    """Each of two runs is cut behind its second step."""
+    monkeypatch.setattr(main, "_report", lambda *run: None)
+    cuts = []
 
     class Cut(loop.Interruption):
         def reached(self, step):
-            taken.append(step)
-            return step == 2 and taken.count(2) in (1, 2, 3, 4)
+            if step == 2:
+                cuts.append(step)
+            return step == 2 and len(cuts) < 3
 
     monkeypatch.setattr(loop, "Interruption", Cut)
-    codes = [main.main([*SMOKE, f"--workdir={tmp_path / 'cut'}"]) for _ in range(5)]
-    assert codes == [loop.INTERRUPTED] * 4 + [loop.FINISHED]
-    folders = [".", "stage1", "scratch", "finetune"]
-    for name in folders:
-        whole, cut = (log.read_metrics(tmp_path / run / name) for run in ("whole", "cut"))
-        kept = [{k: v for k, v in row.items() if k not in TIMES} for row in whole]
-        assert kept == [{k: v for k, v in row.items() if k not in TIMES} for row in cut]
+    given = "--config.compare=()", f"--workdir={tmp_path / 'cut'}"
+    codes = [call(monkeypatch, *given) for _ in range(3)]
+    assert codes == [loop.INTERRUPTED, loop.INTERRUPTED, loop.FINISHED]
+    for name in (".", "stage1"):
+        rows = log.read_metrics(tmp_path / "cut" / name)
+        assert [row["step"] for row in rows] == [1, 2, 3]
+    assert not (tmp_path / "cut" / "scratch").exists()
     config = json.loads((tmp_path / "cut" / "config.json").read_text())
     assert config["init_from"] == str(tmp_path / "cut" / "stage1")
     assert len(config["method"]["start_digest"]) == 64
-    step, _, _, extra = read_network(tmp_path / "cut" / "checkpoints")
-    table = extra["own"]["environments"]
-    assert step == 3
-    assert table.dtype == "int8"
-    assert set(table.ravel().tolist()) == {-1, 0, 1}
-    page = (tmp_path / "cut" / "report.html").read_text()
-    assert "Comparison" in page
-    for name in ("scratch", "finetune", "this run"):
-        assert f"<td>{name}</td>" in page
+    _, _, _, extra = read_network(tmp_path / "cut" / "checkpoints")
+    environments = extra["own"]["environments"]
+    assert environments.dtype == "int8"
+    assert set(environments.ravel().tolist()) == {-1, 0, 1}
+    saved = prepared.table(tmp_path / "cut")
+    assert (saved.table == environments).all()
+    assert (saved.start, saved.data) == tuple(
+        config["method"][f"{name}_digest"] for name in ("start", "data")
+    )
+
+
+def test_the_report_shows_the_runs_beside(tmp_path):
+    val, test = "val/classification/top1", "testgt/classification/top1"
+    for name, scores in (("scratch", (0.1, 0.2)), (".", (0.5, 0.3))):
+        (tmp_path / name).mkdir(exist_ok=True)
+        rows = [{"step": i, val: v, test: v + 0.1} for i, v in enumerate(scores, start=1)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+        config = {"compare": ["scratch"], "method": {"name": "supervised"}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config if name == "." else {}))
+    page = report.write(tmp_path).read_text()
+    head, *rows = re.findall("<tr>(.*?)</tr>", page.partition("<h2>Comparison</h2>")[2])[:3]
+    assert re.findall("<td>(.*?)</td>", head) == [
+        "run",
+        "top-1",
+        "test top-1",
+        "test top-1 at best",
+    ]
+    assert [re.findall("<td>(.*?)</td>", row) for row in rows] == [
+        ["scratch", "0.200", "0.300", "0.300"],
+        ["this run", "0.300", "0.400", "0.600"],
+    ]
