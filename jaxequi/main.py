@@ -18,8 +18,10 @@ from __future__ import annotations
 import datetime
 import pathlib
 import re
+from collections.abc import Iterable
 
 import jax
+import ml_collections
 from absl import flags
 
 from jaxequi import cli, experiment
@@ -54,6 +56,13 @@ def main(argv: list[str]) -> int:
     config, overridden, given = cli.config(FLAGS)
     mesh.start_distributed()
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
+    return train(config, overridden, workdir)
+
+
+def train(
+    config: ml_collections.ConfigDict, overridden: Iterable[str], workdir: pathlib.Path
+) -> int:
+    """Train what a config describes, and before it the runs that it asks for; the exit code."""
     runs = before.plan(config, overridden, workdir)
     if len(runs) > 1:
         before.rehearse(runs)

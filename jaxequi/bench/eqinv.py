@@ -78,7 +78,7 @@ def _penalty(classes: int, shots: int, batch_size: int, width: int, repeats: int
 
     mask = jnp.linspace(0, 1, width)
     program = jax.jit(jax.value_and_grad(penalty)).lower(mask, *given).compile()
-    watches, value = [], None
+    watches, value = [], jnp.zeros(())
     for _ in range(repeats + 1):
         with Watch() as watch:
             value, _ = jax.block_until_ready(program(mask, *given))

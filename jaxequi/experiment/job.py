@@ -235,7 +235,7 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
 
 
 def _digest_of_start(network: trained.Trained | None) -> str | None:
-    return network and cache.digest_of_values((network.params, network.extra))
+    return None if network is None else cache.digest_of_values((network.params, network.extra))
 
 
 def _start(config: ml_collections.ConfigDict, network: trained.Trained | None) -> Start | None:

@@ -8,7 +8,8 @@ import re
 import ml_collections
 import pytest
 
-from jaxequi import cli, main
+from configs import eqinv
+from jaxequi import main
 from jaxequi.errors import Refusal
 from jaxequi.experiment import before
 from jaxequi.prepare import environments as prepared
@@ -61,32 +62,27 @@ def test_what_cannot_be_planned(tmp_path, fields, message):
         a_plan(tmp_path, **fields)
 
 
-SMOKE = ["jaxequi", "--config=configs/eqinv.py:eqinv,smoke"]
+def smoke(**fields):
+    config = eqinv.get_config("smoke")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
 
 
-def call(monkeypatch, *arguments):
-    """The program with these flags, which a config reads from the command line itself."""
-    argv = [*SMOKE, *arguments]
-    monkeypatch.setattr("sys.argv", argv)
-    return main.main(argv)
-
-
-def test_a_fault_of_the_last_run_is_told_before_the_first(tmp_path, monkeypatch, capsys):
+def test_a_fault_of_any_run_is_told_before_the_first(tmp_path, monkeypatch):
     def compiled(self, *args, **options):
         raise AssertionError("compiled")
 
     monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
-    for field, message in (
-        ("method.inv=rx", "Did you mean 'rex'"),
-        ("method.inv_start=3", "before the end of the run"),
-        ("batch_size=99", "more than the"),
-        ("train.source.shots=99", "take 1 to"),
-        ("method.environments_from=nowhere.npz", "prepare.environments"),
-        ("before.scratch.method.name=supervise", "Did you mean 'supervised'"),
+    for fields, message in (
+        ({"method__inv": "rx"}, "Did you mean 'rex'"),
+        ({"method__inv_start": 3}, "before the end of the run"),
+        ({"batch_size": 96}, "more than the"),
+        ({"train__source__shots": 99}, "take 1 to"),
+        ({"before__scratch__method__name": "supervise"}, "Did you mean 'supervised'"),
+        ({"method__environments_from": "nowhere.npz", "compare": ()}, "prepare.environments"),
     ):
-        code = call(monkeypatch, f"--workdir={tmp_path / 'run'}", f"--config.{field}")
-        assert code == cli.BAD_INPUT
-        assert message in capsys.readouterr().err, field
+        with pytest.raises(Refusal, match=message):
+            main.train(smoke(**fields), (), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -102,8 +98,7 @@ def test_a_pipeline_goes_on_in_the_run_that_was_interrupted(tmp_path, monkeypatc
             return step == 2 and len(cuts) < 3
 
     monkeypatch.setattr(loop, "Interruption", Cut)
-    given = "--config.compare=()", f"--workdir={tmp_path / 'cut'}"
-    codes = [call(monkeypatch, *given) for _ in range(3)]
+    codes = [main.train(smoke(compare=()), (), tmp_path / "cut") for _ in range(3)]
     assert codes == [loop.INTERRUPTED, loop.INTERRUPTED, loop.FINISHED]
     for name in (".", "stage1"):
         rows = log.read_metrics(tmp_path / "cut" / name)
