@@ -48,7 +48,7 @@ class Data:
     """
 
     size: int = 32
-    shots: int = 20
+    shots: int = 50
     val: int = 25
     test: int = 50
 
@@ -77,7 +77,7 @@ class Data:
             "strong": ((crop,), strong),
             "ssl": ((crop,) * 2, strong),
         }.get(kind, ((crop,), plain))
-        train = self.source("train", max(self.shots, 50), 0, context=0.9)
+        train = self.source("train", self.shots, 0, context=0.8)
         train = {"name": "fewshot", "source": train, "shots": self.shots}
         config.train = common.train_set(train, views, (augment,))
         config.train.mix = MIXES.get(kind, "").format(classes=12)
@@ -105,7 +105,7 @@ def _run(variant: str, data: Data):
     config.save_every_steps = 200
     if variant == "stage1":
         config.optimizer = {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
-        config.total_epochs = 300
+        config.total_epochs = 120
         config.evals = {"knn": common.knn(5), "rank": {}}
         config.show = ("loss", "val/knn/top1", "val/rank/*")
         config.eval_every_steps = 300
@@ -119,11 +119,12 @@ def _run(variant: str, data: Data):
         "drops": (0.6, 0.8),
         "factor": 0.1,
     }
-    config.total_epochs = 50
-    config.evals = {"classification": {"sets": ("val", "testgt")}}
+    config.total_epochs = 30
+    judged = {"sets": ("val", "testgt")}
+    config.evals = {"classification": judged, "context": judged}
     config.best = "val/classification/top1"
-    config.show = ("loss", "accuracy", "*/classification/top1")
-    config.eval_every_steps = 40
+    config.show = ("loss", "accuracy", "*/classification/top1", "testgt/context/*")
+    config.eval_every_steps = 100
     if starts:
         config.init_from = "before:stage1"
         config.fresh = "^params/(classifier|mask|projector)/|^extra/batch_stats/projector/"
@@ -169,6 +170,8 @@ def _vipriors(shots: int):
         steps = 1000 * shots // config.batch_size
         config.log_every_steps = 20
         config.eval_every_steps = config.save_every_steps = steps
+        if "context" in config.evals:
+            del config.evals.context
         if variant == "stage1":
             config.evals.knn = common.knn(20)
             config.train.eval_examples = None

@@ -57,6 +57,7 @@ COLUMNS = (
     ),
     Column("test top-1", ("testgt/classification/top1",)),
     Column("test top-1 at best", ("testgt/classification/top1",), "val/classification/top1"),
+    Column("misled", ("testgt/context/misled",)),
     Column("kNN", ("val/knn/top1",)),
     Column("rank", ("val/rank/effective_rank",)),
     Column("all quarter turns", ("val/turned/accuracy/unseen",)),
