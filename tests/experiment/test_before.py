@@ -64,6 +64,8 @@ def test_what_cannot_be_planned(tmp_path, fields, message):
 
 def smoke(**fields):
     config = eqinv.get_config("smoke")
+    for one in (config, *config.before.values()):
+        one.backbone = ml_collections.ConfigDict({"name": "tests.experiment.tiny"})
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return config
 
@@ -113,9 +115,13 @@ def test_a_pipeline_goes_on_in_the_run_that_was_interrupted(tmp_path, monkeypatc
     assert set(environments.ravel().tolist()) == {-1, 0, 1}
     saved = prepared.table(tmp_path / "cut")
     assert (saved.table == environments).all()
-    assert (saved.start, saved.data) == tuple(
-        config["method"][f"{name}_digest"] for name in ("start", "data")
-    )
+    digests = [config["method"][f"{name}_digest"] for name in ("start", "data")]
+    assert [saved.start, saved.data] == digests
+    for of, name in (("values", "start"), ("examples", "data")):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"jaxequi.experiment.cache.digest_of_{of}", lambda *_: "other")
+            with pytest.raises(Refusal, match=rf'\+ method.{name}_digest = "other"'):
+                main.train(smoke(compare=()), (), tmp_path / "cut")
 
 
 def test_the_report_shows_the_runs_beside(tmp_path):
