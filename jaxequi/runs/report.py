@@ -184,6 +184,12 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
             )
             made[f"Accuracy by angle ({which})"] = (f"angles_{which}", angles)
 
+    if (config.get("method") or {}).get("name") == "eqinv":
+        from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
+
+        sets = sorted(workdir.glob("features_*.npz"))
+        made |= environments.figures(workdir, {file.stem: _load(file) for file in sets})
+
     folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)
     for name, figure in made.values():

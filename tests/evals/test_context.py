@@ -16,9 +16,8 @@ FLOOR = np.array([0.99, 3 / 12 + 0.12, 9 / 12 + 0.01, 0.02, 2 / 12])  # classes 
 def judged(told):
     latent = np.zeros((5, 1, 7))
     latent[:, 0, scenes.HUES[0]] = FLOOR
-    return context.evaluate(
-        {"val": {"logits": np.eye(12)[told][:, None], "label": LABEL, "latent": latent}}
-    )
+    val = {"logits": np.eye(12)[told][:, None], "label": LABEL, "latent": latent}
+    return context.evaluate({"val": {**val, "representation": np.zeros((5, 1, 2))}})
 
 
 @pytest.mark.parametrize(
@@ -30,10 +29,18 @@ def judged(told):
     ],
 )
 def test_shares(told, expected):
-    assert context.reads() == ("logits", "label", "latent")
+    assert context.reads() == ("logits", "label", "latent", "representation")
     found = judged(told)
-    assert tuple(found) == ("near", "far", "misled")
-    np.testing.assert_allclose(list(found.values()), expected)
+    assert tuple(found) == ("near", "far", "misled", "carried")
+    np.testing.assert_allclose(list(found.values()), (*expected, 0))
+
+
+def test_what_a_feature_carries_of_a_hue():
+    hue = np.random.default_rng(0).uniform(size=4000)
+    noise = np.random.default_rng(1).normal(size=4000)
+    waves = np.cos(2 * np.pi * hue), np.sin(4 * np.pi * (hue - 0.1))
+    features = np.stack([*waves, waves[0] + np.sqrt(0.5) * noise, noise, np.ones(4000)], axis=1)
+    np.testing.assert_allclose(context.carried(features, hue), [1, 1, 0.5, 0, 0], atol=0.03)
 
 
 def test_other_scenes_are_refused():
