@@ -140,6 +140,8 @@ def get_config(arg: str | None = None):
         config.compare = ("scratch", "finetune")
     if VARIANTS[variant][1]:
         config.before = {name: _run(name, data) for name in ("stage1", *config.get("compare", ()))}
+        for one in config.before.values():
+            one.seed = config.get_ref("seed")
         if "finetune" in config.before:  # with whatever this one starts
             config.before.finetune.init_from = config.get_ref("init_from")
     for word in words:
