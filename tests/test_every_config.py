@@ -63,6 +63,8 @@ def made(file, variant, runs):
     config = load(file).get_config(f"{variant},smoke")
     if file.stem in ("evals", "linear"):
         config.init_from = str(runs["vit" if variant == "mae_finetune" else "resnet"])
+    if "before" in config:  # the whole is in experiment/test_before.py
+        config.init_from = None
     return config
 
 

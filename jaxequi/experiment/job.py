@@ -101,14 +101,18 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     else:
         train = sets.make_set(config, "train")
     examples, class_names = len(train.source), train.source.class_names
-    facts = {
-        "num_classes": len(class_names),
-        "examples": examples,
-        "equi": network.equi if network is not None else None,
-    }
     _check_classes(config, len(class_names))
     steps_per_epoch = _steps_per_epoch(config, examples)
     steps = total_steps(config, steps_per_epoch, overridden)
+    facts = {
+        "num_classes": len(class_names),
+        "examples": examples,
+        "epochs": steps / steps_per_epoch,
+        "equi": network.equi if network is not None else None,
+        # Asked of few methods, and long to tell.
+        "start_digest": functools.cache(functools.partial(_digest_of_start, network)),
+        "data_digest": functools.cache(functools.partial(cache.digest_of_examples, train.source)),
+    }
     method = networks.make_method(config, facts, backbone)
     passes = _passes(config, mesh, frozen, len(class_names))
     fixed = {
@@ -249,6 +253,10 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
         config.backbone_changes = {}  # they are in `backbone` now
     sets.resolved(config, there, origin)
     return network
+
+
+def _digest_of_start(network: trained.Trained | None) -> str | None:
+    return None if network is None else cache.digest_of_values((network.params, network.extra))
 
 
 def _start(config: ml_collections.ConfigDict, network: trained.Trained | None) -> Start | None:

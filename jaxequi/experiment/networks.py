@@ -150,10 +150,13 @@ def shown(config: ml_collections.ConfigDict, augment: Any) -> Any:
 
 
 def filled(field: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of its method, with the facts that the method takes and it leaves open."""
+    """What a config says of its method, with the facts that the method takes and it leaves open.
+
+    A fact that is a function is called if it is taken.
+    """
     given = dict(field)
     taken = inspect.signature(names.find("methods", given.get("name", ""))).parameters
     for fact, value in facts.items():
         if fact in taken and given.get(fact) is None:
-            given[fact] = value
+            given[fact] = value() if callable(value) else value
     return given
