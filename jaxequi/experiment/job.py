@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
 
 from jaxequi import arguments, names
@@ -23,7 +25,7 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train import optim
 from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.state import Start
-from jaxequi.types import Batch, Method
+from jaxequi.types import Array, Batch, Method
 
 # What a config has, and of what type. Sets and the arguments of what has a `name` are checked where
 # they are made.
@@ -303,12 +305,23 @@ def _passes(
 def _refit_pass(
     config: ml_collections.ConfigDict, method: Method, mesh: Any, passes: Mapping[str, Pass]
 ) -> Pass | None:
-    if method.refit is None:
+    work = method.refit
+    if work is None:
         return None
-    if method.refit.augmented:
-        return sets.make_set(config, "train").once(mesh, "train")
-    shown = "val" if "val" in config else None
-    return sets.make_set(config, "train", shown).once(mesh, "train")
+    shown = "val" if "val" in config and not work.augmented else None
+    one = sets.make_set(config, "train", shown)
+    if work.batch_size is not None:
+        one = dataclasses.replace(one, batch_size=work.batch_size)
+    a_pass = one.once(mesh, "train" if work.batch_size is None else "the refit's train")
+    if work.change is None:
+        return a_pass
+    change, augment = work.change, a_pass.augment
+
+    def changed(key: Array, batch: Batch) -> Batch:
+        first, second = jax.random.split(key)
+        return change(second, augment(first, batch))
+
+    return dataclasses.replace(a_pass, augment=changed)
 
 
 def _saved(

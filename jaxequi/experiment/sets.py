@@ -111,16 +111,21 @@ class Set:
           ValueError: its batch does not divide over the devices.
         """
         meshes.check_batch_size(mesh, self.batch_size, f"{what}.batch_size")
-        count = len(self.source)
+        size, count = self.batch_size, len(self.source)
+
+        def batches(number: int = 0, rows: np.ndarray | None = None) -> loader.Batches:
+            first = number * order.once_steps(size, count)
+            rows = np.arange(count) if rows is None else rows
+
+            def at(step: int) -> np.ndarray:
+                places = order.once(step - first, size, len(rows))
+                return np.where(places == order.PADDING, places, rows[places])
+
+            stop = first + order.once_steps(size, len(rows))
+            return self.batches(at, mesh, size, first, stop)
+
         return Pass(
-            batches=functools.partial(
-                self.batches,
-                functools.partial(order.once, batch_size=self.batch_size, n=count),
-                mesh,
-                self.batch_size,
-                0,
-                order.once_steps(self.batch_size, count),
-            ),
+            batches=batches,
             batch_size=self.batch_size,
             examples=count,
             shapes=functools.cache(functools.partial(self.shapes, self.batch_size)),

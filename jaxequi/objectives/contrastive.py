@@ -110,6 +110,32 @@ def supcon(
     return jnp.sum(jnp.where(counts, loss, 0)) / number
 
 
+def debiased_ntxent(a: Array, b: Array, temperature: float = 0.5, prior: float = 0.1) -> Array:
+    """`ntxent` less what examples of one's own class are expected to add to the negatives.
+
+    Chuang et al., "Debiased contrastive learning", NeurIPS 2020, eq. 8; Wangt-CN/IP-IRM, `main.py`:
+    `train` with `--debiased`.
+
+    Args:
+      a, b: f32[N, D]; row i of `a` and row i of `b` are partners.
+      temperature: divides the cosines.
+      prior: probability that a negative is of the row's own class, from 0 (`ntxent`) to below 1.
+
+    Returns:
+      f32[].
+    """
+    similarity, positive = _similarities(a, b, temperature)
+    n = len(similarity)
+    partner = np.roll(np.eye(n, dtype=bool), n // 2, axis=1)
+    # All exponentials are times exp(-1 / temperature), the largest possible: none overflows.
+    own = jnp.exp(positive - 1 / temperature)
+    others = jnp.where(partner, -jnp.inf, similarity)
+    negative = jnp.sum(jnp.exp(others - 1 / temperature), axis=-1)
+    floor = (n - 2) * np.exp(-2 / temperature)  # none is farther than its opposite
+    negative = jnp.maximum((negative - prior * (n - 2) * own) / (1 - prior), floor)
+    return jnp.mean(jnp.log(own + negative) - (positive - 1 / temperature))
+
+
 _QUEUE_ROWS = 4096  # of the queue that meet the batch at once
 
 

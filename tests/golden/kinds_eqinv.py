@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from case import Case, close
+from kinds_ipirm import KINDS as IPIRM
 
 from jaxequi.augment import mixture
 from jaxequi.interop import mapping
@@ -540,6 +541,7 @@ def resnet_blocks(case: Case):
 
 
 KINDS = {
+    **IPIRM,
     **dict.fromkeys(("supcon_basic", "supcon_two_views", "supcon_choose_pos"), supcon_case),
     "supcon_edge": supcon_edge,
     **dict.fromkeys(("mask_sigmoid", "mask_ident"), mask_case),
