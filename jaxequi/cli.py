@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -37,6 +38,7 @@ def program(main: Main) -> Main:
     def clean(argv: list[str]) -> int:
         # Orbax tells every file that it reads and writes; what it cannot do it also raises.
         logging.set_verbosity(logging.FATAL)
+        sys.excepthook = _unless_abandoned
         try:
             return main(argv)
         except Refusal as error:
@@ -45,6 +47,18 @@ def program(main: Main) -> Main:
             return refuse(str(error), code=FAILED)
 
     return clean
+
+
+def _unless_abandoned(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Print an exception that nobody caught, but not what a checkpoint that failed leaves behind.
+
+    Its first error ends the event loop that wrote it, and is told. Tensorstore prints a traceback
+    for each array whose writing ends after that, through this hook.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def run(main: Main) -> None:
@@ -78,9 +92,14 @@ def arguments(
         arguments.
     """
     own.set_gnu_getopt()
-    if "config" not in own:
-        for name in own:
+    reads_config = "config" in own
+    for name in list(own):
+        if name.partition(".")[0] == "config":
+            delattr(own, name)  # with the fields that an earlier command line set
+        else:
             own[name].unparse()
+    if reads_config:
+        define_config(own, argv)
     if _HELP & set(argv[1:]):
         print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
         sys.exit(0)
@@ -135,11 +154,10 @@ def _said(text: str) -> str:
     return message if kind.endswith(("ValueError", "Refusal")) else f"the config file: {last}"
 
 
-def define_config(own: flags.FlagValues) -> None:
-    """Define --config, for a program that reads one."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, with words after a colon.", own, lock_config=True
-    )
+def define_config(own: flags.FlagValues, argv: list[str] | None = None) -> None:
+    """Define --config, for a program that reads one; its fields are looked for in `argv`."""
+    what = "Config file, with words after a colon."
+    config_flags.DEFINE_config_file("config", None, what, own, lock_config=True, sys_argv=argv)
 
 
 def config(own: flags.FlagValues) -> tuple[ml_collections.ConfigDict, Iterable[str], str]:

@@ -1,6 +1,7 @@
 """Imports go down, never up; heavy packages are imported in one place each."""
 
 import ast
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -34,6 +35,8 @@ DOORS = {
     "grain": ("data/loader.py",),
     "orbax": ("train/checkpoint.py",),
     "tensorboardX": ("train/log.py",),
+    "onnx": ("interop/onnx.py",),
+    "onnxruntime": ("interop/onnx.py",),
 }
 
 
@@ -88,3 +91,14 @@ def test_the_program_needs_no_optional_package():
         "assert 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_the_package_says_which_programs_there_are():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "jaxequi"], capture_output=True, text=True
+    )
+    named = {line.split()[2] for line in done.stdout.splitlines() if "python -m" in line}
+    assert {"jaxequi.main", "jaxequi.report", "jaxequi.bench", "jaxequi.prepare.tfds"} <= named
+    for name in named:
+        assert importlib.util.find_spec(name) is not None
+    assert "numpy" not in done.stderr  # it answers at once

@@ -18,11 +18,10 @@ import ml_collections
 
 from jaxequi import experiment
 from jaxequi.methods import linear
-from jaxequi.train import evaluate, programs
+from jaxequi.train import drawing, evaluate, programs
 from jaxequi.train import mesh as meshes
 from jaxequi.train.checkpoint import Checkpoints
 from jaxequi.train.job import Job
-from jaxequi.train.state import draw_options
 from jaxequi.train.workdir import CHECKPOINTS
 
 EPOCHS = 300
@@ -68,8 +67,7 @@ def _checkpoint(config: ml_collections.ConfigDict, folder: pathlib.Path) -> path
     job = experiment.build(config)
     with job.batches(0, 1) as batches:
         batch = job.augment(jax.random.key(0), next(batches))
-    init = jax.jit(job.method.init, compiler_options=draw_options(jax.default_backend()))
-    params, extra = init(jax.random.key(0), batch)
+    params, extra = drawing.draw(lambda key: job.method.init(key, batch), jax.random.key(0))
     checkpoints = Checkpoints(folder.absolute() / CHECKPOINTS)
     checkpoints.save(0, {"params": params, "extra": extra}, job.config, window=[])
     checkpoints.close()

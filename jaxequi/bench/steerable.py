@@ -1,8 +1,8 @@
 """Steerable ResNets against plain ones of the same expanded width: what the basis costs.
 
 The filters are made of their coefficients once a step. For each network: the train step beside that
-of a plain ResNet-18 with all its channels written out, the share of it that making the filters and
-their gradient takes, and how long the parameters take to draw.
+of a plain ResNet-18 with all its channels written out, and the share of it that making the filters
+and their gradient takes. How long a network takes to begin is in `bench/start.py`.
 
 Two CPU cores that other programs share, 2026-11-27, fast widths (64 channels), batch 16, 65 pixels,
 by the processor's time: the steerable step takes 1.12 (C4), 1.13 (D4) and 1.12 times (C8) what the
@@ -22,7 +22,6 @@ from jaxequi.bench.groups import alternate, compiled_step
 from jaxequi.groups import kernels
 from jaxequi.models import steerable_resnet
 from jaxequi.nn import expansion
-from jaxequi.train.state import draw_options
 
 NETWORKS = ("c4resnet18", "d4resnet18", "c8resnet18")
 
@@ -39,8 +38,8 @@ def run(
 
     Returns:
       For each network: seconds of a step of both and their ratio, by the clock and by the
-      processor, seconds of making the filters and their gradient, seconds to build the bases, to
-      compile and to draw.
+      processor, seconds of making the filters and their gradient, seconds to build the bases and to
+      compile.
     """
     measured = {}
     for name in NETWORKS:
@@ -70,7 +69,6 @@ def run(
             "trace_seconds": traced,
             "compile_seconds": compiled[0],
             "plain_compile_seconds": compiled[1],
-            **_drawn(network, x),
         }
     return measured
 
@@ -92,19 +90,3 @@ def _filters(shapes: Any, template: Any, group: Any) -> Any:
 
     params = jax.tree.map(lambda a: jnp.full(a.shape, 0.01, a.dtype), shapes["params"])
     return lambda: jax.block_until_ready(both(params))
-
-
-def _drawn(network: Any, x: Any) -> dict[str, float]:
-    """Seconds to compile and to run the program that draws the parameters."""
-    draw = jax.jit(
-        lambda key: network.init(key, x, False),
-        compiler_options=draw_options(jax.default_backend()),
-    )
-    began = time.perf_counter()
-    program = draw.lower(jax.random.key(0)).compile()
-    ready = time.perf_counter()
-    jax.block_until_ready(program(jax.random.key(0)))
-    return {
-        "draw_compile_seconds": ready - began,
-        "draw_seconds": time.perf_counter() - ready,
-    }

@@ -46,6 +46,7 @@ class Basis(NamedTuple):
       functions: f64[F, k k], phi_f(x_p) for pixel p = row * k + column; see `sample`.
       frequency, ring: i32[B], m, and the position of the ring.
       in_irrep, out_irrep: i32[B], positions in the irreps of rho_in and rho_out.
+      coupled: i32[B], position among the irreps of the group of the one that joins them.
     """
 
     coefficients: np.ndarray
@@ -55,6 +56,7 @@ class Basis(NamedTuple):
     ring: np.ndarray
     in_irrep: np.ndarray
     out_irrep: np.ndarray
+    coupled: np.ndarray
 
     @property
     def filters(self) -> np.ndarray:
@@ -248,12 +250,12 @@ def _build(
         place[ring, m] = (count, count + (m > 0))
         count += 2 if m else 1
 
-    rows: list[tuple[np.ndarray, tuple[int, int], int, int, int, int]] = []
+    rows: list[tuple[np.ndarray, tuple[int, int], int, int, int, int, int]] = []
     for m in range(1 + max(m for _, m in place)):
         harmonics = _harmonics(group, m)
         for i, irrep_in in enumerate(rho_in.irreps):
             for o, irrep_out in enumerate(rho_out.irreps):
-                for mixing in _mixings(group, irrep_out, irrep_in, harmonics):
+                for j, mixing in _mixings(group, irrep_out, irrep_in, harmonics):
                     for ring in range(len(radii)):
                         if (ring, m) not in place:
                             continue
@@ -262,15 +264,15 @@ def _build(
                         square = np.einsum("oic,oid,cd->", mixing, mixing, products[here, here])
                         length = math.sqrt(max(square, 0) / mixing.shape[0])
                         if length > 1e-6:  # a function may vanish on all taps
-                            rows.append((mixing / length, pair, m, ring, i, o))
+                            rows.append((mixing / length, pair, m, ring, i, o, j))
 
     coefficients = np.zeros((len(rows), rho_out.size, rho_in.size, 2))
-    for b, (mixing, pair, _, _, i, o) in enumerate(rows):
+    for b, (mixing, pair, _, _, i, o, _) in enumerate(rows):
         left = rho_out.change_of_basis[:, rho_out.columns[o]]
         right = rho_in.change_of_basis[:, rho_in.columns[i]]
         width = pair[1] - pair[0] + 1
         coefficients[b, :, :, :width] = np.einsum("xo,oic,yi->xyc", left, mixing, right)
-    numbers = [np.array([r[n] for r in rows], np.int32) for n in range(2, 6)]
+    numbers = [np.array([r[n] for r in rows], np.int32) for n in range(2, 7)]
     pairs = np.array([r[1] for r in rows], np.int32).reshape(-1, 2)
     return Basis(coefficients, pairs, functions, *numbers)
 
@@ -301,21 +303,25 @@ def _harmonics(group: Group, m: int) -> list[tuple[Irrep, list[np.ndarray]]]:
 
 def _mixings(
     group: Group, irrep_out: Irrep, irrep_in: Irrep, harmonics: list[tuple[Irrep, list[np.ndarray]]]
-) -> list[np.ndarray]:
-    """Matrices f64[d_out, d_in, 2 or 1] that make filters of harmonics, in the order of `basis`."""
+) -> list[tuple[int, np.ndarray]]:
+    """Matrices f64[d_out, d_in, 2 or 1] that make filters of harmonics, in the order of `basis`.
+
+    Beside each stands the position of the irrep through which it joins the two.
+    """
     copies = dict(harmonics)
     found = []
     for which, coupling in couplings(group, irrep_out, irrep_in):
         if which not in copies:
             continue
-        size = coupling.shape[-1]
+        size, j = coupling.shape[-1], irreps(group).index(which)
         turns = [np.eye(size)]
         if is_complex(group, which):
             turns.append(np.array([[0.0, -1.0], [1.0, 0.0]]))
         for turn in turns:
             for s in range(coupling.shape[2]):
                 for copy in copies[which]:
-                    found.append(np.einsum("oia,ba,by->oiy", coupling[:, :, s], turn, copy))
+                    made = np.einsum("oia,ba,by->oiy", coupling[:, :, s], turn, copy)
+                    found.append((j, made))
     return found
 
 

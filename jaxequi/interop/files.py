@@ -1,4 +1,4 @@
-"""Files of torch: the only place that imports it. Weights are read, code is not run.
+"""Files of torch, which nothing else imports, and safetensors. Weights are read, code is not run.
 
 What is written is there whole or not at all.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import pathlib
 import pickle
 import shutil
@@ -18,6 +20,7 @@ import numpy as np
 
 from jaxequi.errors import Refusal
 
+SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
 DEEPEST = 20  # dicts in dicts; an optimizer's state has five
 
 
@@ -144,12 +147,79 @@ def write_pth(file: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
         torch.save(tensors(tree), part)
 
 
+def write_safetensors(
+    file: str | pathlib.Path, state: Mapping[str, np.ndarray], about: Mapping[str, str]
+) -> None:
+    """Write arrays of numbers as safetensors does; all or nothing.
+
+    The length of a JSON header in eight bytes, the header (type, shape, place of each array), and
+    the arrays one behind the other, little-endian.
+
+    Args:
+      file: to be written.
+      state: arrays by name.
+      about: the header's `__metadata__`.
+
+    Raises:
+      ValueError: an array of another type than `SAFETENSORS` has, or the file cannot be written.
+    """
+    kinds = {kind: name for name, kind in SAFETENSORS.items()}
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    arrays, start = [], 0
+    for name, array in state.items():
+        if array.dtype.name not in kinds:
+            raise Refusal(f"{name} is of {array.dtype}; safetensors here holds {', '.join(kinds)}")
+        stop = start + array.nbytes
+        kind, shape = kinds[array.dtype.name], list(array.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, stop]}
+        arrays.append(array)
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with appearing(file) as part, part.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            out.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+def read_safetensors(file: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read what `write_safetensors` writes: the arrays, and what is said about them.
+
+    Raises:
+      ValueError: no such file, one that is cut off or claims other arrays than it holds.
+    """
+    file = pathlib.Path(file)
+    size = _size(file)
+    content = file.read_bytes()
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in {size}")
+        header = json.loads(content[8 : 8 + length])
+        about = header.pop("__metadata__", {})
+        state = {}
+        for name, one in header.items():
+            (start, stop), kind = one["data_offsets"], np.dtype(SAFETENSORS[one["dtype"]])
+            count = math.prod(one["shape"])
+            if not 0 <= start <= stop <= size - 8 - length or stop - start != count * kind.itemsize:
+                raise ValueError(f"{name} claims bytes {start} to {stop}")
+            flat = np.frombuffer(content, kind.newbyteorder("<"), count, 8 + length + start)
+            state[name] = flat.astype(kind).reshape(one["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refusal(f"{file} is no file of safetensors, or is cut off: {error}") from error
+    return state, about
+
+
+EPOCHS = ("epoch", "start_epoch")  # what trainings call it
+
+
 def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     """Find the state dict in a file: whole, or under "model" or "state_dict".
 
     Returns:
       It without the prefix "module." or "model." that all its names have, as wrappers of a network
-      leave it, and the epoch that the file names (0 if none).
+      leave it; after it that of a `classifier` which was trained beside the model, under
+      "classifier."; and the epoch that the file names (0 if none).
 
     Raises:
       ValueError: something else than arrays under names.
@@ -159,11 +229,19 @@ def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     if odd or not state:
         raise Refusal(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
+    state, beside = _bare(state), loaded.get("classifier")
+    if isinstance(beside, Mapping) and all(isinstance(v, np.ndarray) for v in beside.values()):
+        state |= {f"classifier.{name}": array for name, array in _bare(beside).items()}
+    epoch = next((loaded[name] for name in EPOCHS if name in loaded), None)
+    return state, epoch if isinstance(epoch, int) else 0
+
+
+def _bare(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take off the prefix of a wrapper, where all names have it."""
     for prefix in ("module.", "model."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): array for name, array in state.items()}
-    epoch = loaded.get("epoch")
-    return dict(state), epoch if isinstance(epoch, int) else 0
+    return dict(state)
 
 
 @contextlib.contextmanager

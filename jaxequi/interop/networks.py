@@ -11,28 +11,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
+from jaxequi.train import mesh as meshes
 from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
 
 
-def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
+def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) -> PyTree:
     """Shapes of the config's method, {"params": ..., **extra}; they depend on no data.
 
     Args:
       config: of the method; `train` says of how many views it learns.
       num_classes: of the data; read by configs that do not say it.
+      side: of the pictures in pixels; of no matter but to tables of learned positions.
     """
     method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
     views = max(config.train.num_views, len(config.train.views or ()))
+    rows = 2 * config.norm.groups  # which divide every batch
     batch = {
-        "views": jax.ShapeDtypeStruct((2, views, 64, 64, 3), jnp.float32),
-        "latent": jax.ShapeDtypeStruct((2, views, 7), jnp.float32),
-        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+        "views": jax.ShapeDtypeStruct((rows, views, side, side, 3), jnp.float32),
+        "latent": jax.ShapeDtypeStruct((rows, views, 7), jnp.float32),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
     return {"params": params, **extra}
@@ -41,6 +45,27 @@ def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
 def module(config: ml_collections.ConfigDict) -> nn.Module:
     """Make the config's backbone, for tables that depend on it."""
     return experiment.make_backbone(config)
+
+
+def images(config: ml_collections.ConfigDict, source: str, count: int) -> np.ndarray:
+    """Images of a source as the config's training shows them: f32[count, H, W, 3].
+
+    Args:
+      config: of a training; its `train` says how images are cropped and normalised.
+      source: such as "folder(root='DIR')".
+      count: of images; a small source is cropped as often as it takes.
+
+    Raises:
+      ValueError: no such source, or a config without views.
+    """
+    config = ml_collections.ConfigDict({**config, "train": {**config.train, "source": source}})
+    shown = experiment.make_set(config, "train")
+    rows = np.random.default_rng(0).permutation(max(count, len(shown.source)))[:count]
+    with shown.batches(
+        lambda step: rows % len(shown.source), meshes.make_mesh(1, 1), count, 0, 1
+    ) as opened:
+        batch = next(opened)
+    return np.asarray(shown.augment(jax.random.key(0), batch)["views"][:, 0])
 
 
 def backbone(variables: PyTree) -> PyTree:

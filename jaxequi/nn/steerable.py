@@ -65,6 +65,7 @@ class _Pair(NamedTuple):
     basis: kernels.Basis
 
 
+@functools.lru_cache(maxsize=256)
 def pairs(space: FilterSpace) -> tuple[_Pair, ...]:
     """Pairs of representations that filters join, sorted by name; those without a filter left out.
 
@@ -97,7 +98,8 @@ def pairs(space: FilterSpace) -> tuple[_Pair, ...]:
     return tuple(found)
 
 
-def initial_scales(space: FilterSpace) -> dict[str, np.ndarray]:
+@functools.lru_cache(maxsize=256)
+def initial_scales(space: FilterSpace) -> Mapping[str, np.ndarray]:
     """Standard deviations of the coefficients at the start: generalised He, f64[B] of each pair.
 
     escnn `nn/init.py`, generalized_he_init, in closed form: 1 / sqrt(T n), where n counts the basis

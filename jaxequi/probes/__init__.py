@@ -1,1 +1,14 @@
-"""Measurements of a function's equivariance and invariance."""
+"""A function's equivariance and invariance: predicted, measured, and made.
+
+Of any function of images, be it a formula or a model of Linen, NNX or Equinox:
+
+    certify(fn, (1, 32, 32, 3), cyclic(4))     # predict, by a trace, where it breaks the group
+    check(fn, images, cyclic(4))               # measure by how much; of Linen's layers each
+    symmetrize(fn, cyclic(4))                  # average it over the group, which makes it exact
+"""
+
+from jaxequi.probes.equivariance import measure as check
+from jaxequi.probes.exactness import judge as certify
+from jaxequi.probes.symmetry import symmetrize
+
+__all__ = ["certify", "check", "symmetrize"]

@@ -21,8 +21,8 @@ from jaxequi.experiment import trained
 from jaxequi.groups.planar import Group, cyclic
 from jaxequi.probes import equivariance, exactness, invariance, pictures
 from jaxequi.runs import report
+from jaxequi.train import drawing
 from jaxequi.train import mesh as meshes
-from jaxequi.train.state import draw_options
 from jaxequi.types import PyTree
 
 MOST_MAPS = 8
@@ -136,11 +136,8 @@ def of_config(
     network = experiment.make_backbone(config)
     chosen = _group(network, group)
     images, _ = examples(config, count)
-    draw = jax.jit(
-        lambda key, x: network.init(key, x, False),
-        compiler_options=draw_options(jax.default_backend()),
-    )
-    variables = draw(jax.random.key(config.seed), jnp.asarray(images[:1]))
+    x, key = jnp.asarray(images[:1]), jax.random.key(config.seed)
+    variables = drawing.draw(lambda key: network.init(key, x, False), key)
     text, figures = probe(network, variables, images, *chosen)
     return f"{text}\n{_save(figures, out)}"
 

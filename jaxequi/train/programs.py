@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.train import drawing
 from jaxequi.train import mesh as meshes
 from jaxequi.train.job import Job, Pass
-from jaxequi.train.state import TrainState, draw_options, initialise, lay, placed
+from jaxequi.train.state import TrainState, initialise, lay, placed
 from jaxequi.train.step import make_eval_step, make_train_step
 from jaxequi.types import Array, Batch, Features, PyTree
 
@@ -88,8 +89,8 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
     shapes = jax.eval_shape(init, key)
     values = lay(job.start, shapes) if job.start else {}
     shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
-    options = draw_options(job.mesh.devices.flat[0].platform)
-    draw = jax.jit(init, out_shardings=shardings, compiler_options=options).lower(key)
+    platform = job.mesh.devices.flat[0].platform
+    draw = drawing.program(init, key, platform, out_shardings=shardings)
     state = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
     )

@@ -26,15 +26,6 @@ class TrainState(flax.struct.PyTreeNode):
     key: Array  # the run's key; a step draws from fold_in(key, step)
 
 
-def draw_options(platform: str) -> dict[str, int] | None:
-    """Compiler options for a program that draws parameters.
-
-    It runs once and is long to compile, a random generator for each of them: on a CPU LLVM's
-    optimizer would take four times as long as it could ever save.
-    """
-    return {"xla_backend_optimization_level": 0} if platform == "cpu" else None
-
-
 def initialise(method: Method, optimizer: Optimizer, key: Array, batch: Batch) -> TrainState:
     """Make the state before the first step; `batch` gives shapes only."""
     init_key, run_key = jax.random.split(key)

@@ -169,7 +169,8 @@ def _reason(folder: pathlib.Path, error: BaseException | None) -> str | None:
             return os.strerror(number)
         text = str(error)
         if not isinstance(error, OSError) and str(folder.absolute()) in text:  # of tensorstore
-            if not folder.is_dir():
+            # Not the folder itself: a checkpoint in the making may have made it again.
+            if not (folder / CONFIG_FILE).exists():
                 return os.strerror(errno.ENOENT)
             for one in (*OF_A_DISK, errno.ENOENT, errno.EACCES, errno.EPERM):
                 if os.strerror(one) in text:

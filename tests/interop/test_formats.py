@@ -230,7 +230,7 @@ def test_a_format_is_a_file(tmp_path, monkeypatch):
 
 
 def test_what_no_format_has_is_told():
-    with pytest.raises(ValueError, match=r"1 arrays: a.weight, .*There is: gresnet, one_gconv"):
+    with pytest.raises(ValueError, match=r"1 arrays: a.weight, .*There is: airl, gresnet, mae"):
         formats.of_file({"a.weight": np.zeros(2)})
     config = config_of("sie", "sie")
     config.backbone = {"name": "torchvision_resnet"}

@@ -7,7 +7,7 @@ programs look through this folder. Modules with a leading underscore are shared 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import ml_collections
@@ -27,11 +27,16 @@ class Network(NamedTuple):
       variables: {"params": ..., **extra}, every leaf of the config's network; numpy arrays.
       config: of the network; its `method` is None for a backbone alone.
       left_out: a line for each kind of key that was passed over, with the reason.
+      said: lines on what the file left open and how it was decided.
+      undecided: of a file that leaves open what images f32[N, H, W, 3] can decide, normalised and
+        cropped as the config's training shows them, what to call with them; `variables` is empty.
     """
 
     variables: PyTree
     config: ml_collections.ConfigDict
     left_out: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    undecided: Callable[[np.ndarray], Network] | None = None
 
 
 class File(NamedTuple):
