@@ -22,7 +22,8 @@ from jaxequi.types import Array
 MODES = ("irm", "variance")
 CONSTRAINTS = ("none", "entropy", "relaxed")
 TILE = 512  # examples at most
-TINY = 1e-30  # below all sums of shares that are not lost
+TINY = 1e-17  # smaller sums of shares count as this: f32 has the number N over its square
+SMALLEST = 1e-37  # of which f32 has the reciprocal
 RELAXED = 0.6365  # nats: of two environments of which one has twice as many examples
 
 
@@ -64,7 +65,7 @@ def risk(
     contrastive, penalty = losses(shares)
     varies = jnp.var(contrastive, ddof=1) if mode == "variance" else jnp.mean(penalty)
     mean = jnp.mean(shares, axis=0)
-    entropy = -jnp.sum(mean * jnp.log(jnp.maximum(mean, TINY)))
+    entropy = -jnp.sum(mean * jnp.log(jnp.maximum(mean, SMALLEST)))
     if constraint == "none":
         kept = jnp.zeros_like(entropy)
     elif not normalize:
@@ -276,7 +277,7 @@ def mixed_infonce(
             else:
                 named += (1 - share[:, None]) * (partner[:, None] == jnp.arange(n))
                 row = jnp.full(n, 1 / n) * (1.0 if normalize else jnp.sum(column) / n)
-            logs = jnp.log(jnp.maximum(weight, TINY)) + logits - largest - jnp.log(total)
+            logs = jnp.log(jnp.maximum(weight, SMALLEST)) + logits - largest - jnp.log(total)
             of_row = jnp.sum(named, axis=1, keepdims=True)
             pull = (of_row * weight * weights / total - named) * logits * row[:, None]
             loss = -jnp.sum(row[:, None] * jnp.where(named > 0, named * logs, 0))

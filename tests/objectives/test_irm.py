@@ -145,10 +145,10 @@ def test_what_a_search_may_meet_is_finite():
     a, b = views(4)
     one = partition.infonce(a[:1], b[:1], temperature=0.5, penalty_temperature=0.5)
     np.testing.assert_allclose(one(jnp.full((1, 2), 0.5)), 0, atol=1e-12)
-    share, partner = jnp.full(4, 0.7), jnp.asarray([1, 2, 3, 0])
     with jax.enable_x64(False):  # shares that f32 has no number for
+        share, partner = jnp.full(4, 0.7), jnp.asarray([1, 2, 3, 0])
         extreme = jnp.asarray([[300.0, 0]] * 4, jnp.float32)
-        a32, b32 = (x.astype(jnp.float32) for x in (a, b))
+        a32, b32 = (jnp.asarray(np.asarray(x), jnp.float32) for x in (a, b))
         logits = l2_normalize(a32) @ l2_normalize(b32).T
         for losses in (
             partition.infonce(a32, b32, temperature=0.5, penalty_temperature=0.5),
