@@ -22,6 +22,9 @@ from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
 
 
+follow_names = experiment.follow_names
+
+
 def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
     """Shapes of the config's method, {"params": ..., **extra}; they depend on no data.
 
