@@ -21,7 +21,6 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
 
-
 follow_names = experiment.follow_names
 
 
