@@ -59,10 +59,12 @@ def _paper(config, variant: str) -> None:
     steps = EPOCH * 256 // config.batch_size
     config.total_epochs = 200
     config.evals.knn = common.knn(200)
+    config.online.last_view = True
     config.dtype = "bfloat16"
-    config.optimizer.base_lr = 0.3 if variant == "lars" else 0.03
+    config.optimizer.base_lr = 0.03
     config.optimizer.warmup_steps = 10 * steps
     if variant == "lars":
+        common.lars_rates(config)
         common.online_classifier(config, 0.2, schedule="cosine")
     else:
         common.online_classifier(config, 30.0, schedule="drops", drops=(0.3, 0.4))

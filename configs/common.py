@@ -37,6 +37,8 @@ def base() -> ml_collections.ConfigDict:
             "init_step": _open(int),  # default: its newest checkpoint
             "init_encoder": "",  # "target" takes the moving average in place of the network
             "fresh": "",
+            "protocol": "",  # what tables call this evaluation of it
+            "backbone_changes": {},  # laid over its backbone, where the config describes none
             # Learn from features of that network, computed once, in place of images.
             "cache": {"on": False, "folder": _open(str)},  # default: beside the checkpoint
             # Heads that learn beside the method, on features that they do not change; none for ().
@@ -45,6 +47,15 @@ def base() -> ml_collections.ConfigDict:
                 "relation": _open(str),
                 "every_part": False,
                 "whole_parts": False,
+                "last_view": False,
+            },
+            # A layer's maps follow quarter turns and flips; off at weight 0. objective: l2, ntxent.
+            "soft_equivariance": {
+                "weight": 0.0,
+                "layer": "",
+                "pairs": 16,
+                "objective": "l2",
+                "temperature": 0.3,
             },
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact
@@ -71,6 +82,7 @@ def train_set(source: Any, views: Any, augment: Any, num_views: Any = 1) -> dict
         "views": views,
         "num_views": num_views,
         "augment": augment,
+        "share": _open(float),
         "mix": "",
         "order": "epochs",  # or "stream", without an end
         "eval_examples": _open(int),
@@ -135,6 +147,12 @@ def online_classifier(config: ml_collections.ConfigDict, learning_rate: float, *
     config.optimizer.groups = {"online": {**group, **schedule}}
 
 
+def lars_rates(config: ml_collections.ConfigDict) -> None:
+    """Give revisitAIRL's LARS recipes their rates, which are of some lengths of run only."""
+    config.optimizer.base_lr = _open(float)
+    config.optimizer.base_lr_of_epochs = ((100, 0.45), (200, 0.3), (300, 0.3))
+
+
 def lay(config: ml_collections.ConfigDict, change: Change) -> None:
     """Lay a change over a config: dicts field by field, a dict with a `name` as a whole."""
     for field, value in change.items():
@@ -189,6 +207,8 @@ def smoke_ssl(config: ml_collections.ConfigDict, views: int, shrink: Callable[[A
         shrink(config)
         config.dtype = "float32"
         digits(config, views)
+        if "base_lr_of_epochs" in config.optimizer:
+            config.optimizer.base_lr = 0.3
         for field in ("warmup_steps", "pieces"):
             if field in config.optimizer:
                 config.optimizer[field] = 0

@@ -11,8 +11,9 @@ of augmentation-invariant learning), ECCV 2022, arXiv 2208.00275. megvii-researc
     python -m jaxequi.main --config=configs/linear.py --config.init_from=RUN
 
 Variants: `v2` (the default), `v1`, `v2plus`, `v2plus_lars`, `v2plus_symmlp` (S-MoCo v2+) are the
-benchmark's, `moco_v1` and `moco_v2` the authors' own, which differ in the schedule alone. Words:
-`paper` is ImageNet, ResNet-50, batch 256 (LARS 4096), 200 epochs; `smoke` takes seconds.
+benchmark's, `moco_v1` and `moco_v2` the authors' own, which differ in the schedule, and ask for
+batches that divide the queue. Words: `paper` is ImageNet, ResNet-50, batch 256 (LARS 4096), 200
+epochs (LARS also 100 or 300, which have rates of their own); `smoke` takes seconds.
 
 "Per-GPU" BatchNorm and the shuffling of keys are `config.norm.groups=8` on any number of devices.
 """
@@ -34,6 +35,7 @@ PLUS = {
     "queue": 65536,
 }
 V1 = {**V2, "projector": "128", "temperature": 0.07}
+WHOLE = {"whole_batches": True}
 COSINE, STEPS = {"schedule": "cosine"}, {"schedule": "drops", "drops": (0.6, 0.8)}
 WARM = {**COSINE, "warmup_from": 1e-6}
 # the method, its learning rate's course, whether its BatchNorm is of each of eight workers
@@ -43,8 +45,8 @@ VARIANTS = {
     "v2plus": (PLUS, WARM, 1),
     "v2plus_lars": (PLUS, WARM, 1),
     "v2plus_symmlp": ({**PLUS, "last_bias": False, "predict_keys": True}, WARM, 1),
-    "moco_v1": (V1, STEPS, 8),
-    "moco_v2": (V2, COSINE, 8),
+    "moco_v1": ({**V1, **WHOLE}, STEPS, 8),
+    "moco_v2": ({**V2, **WHOLE}, COSINE, 8),
 }
 BENCHMARK_EPOCH = 5004  # steps: of ImageNet in batches of 256
 
@@ -94,11 +96,12 @@ def _paper(config, variant: str) -> None:
     config.batch_size = 4096 if lars else 256
     config.total_epochs = 200
     config.evals.knn = common.knn(200)
+    config.online.last_view = True
     config.norm.unbiased = not lars  # theirs synchronises by hand
     config.dtype = "bfloat16"
     config.optimizer = {
         "name": "lars" if lars else "sgd",
-        "base_lr": 0.3 if lars else 0.03,
+        "base_lr": 0.03,
         "momentum": 0.9,
         "weight_decay": 1e-6 if lars else 1e-4,
         **course,
@@ -108,6 +111,7 @@ def _paper(config, variant: str) -> None:
         config.optimizer.warmup_steps = 10 * steps
     if lars:
         config.optimizer.no_decay = "(bias|scale)$"
+        common.lars_rates(config)
         common.online_classifier(config, 0.2, schedule="cosine")
     else:
         # Theirs counts the milestones of the classifier in epochs, 60 and 80 of 200.

@@ -113,12 +113,9 @@ def get_config(arg: str | None = None):
     variant, words = common.variant(arg, VARIANTS, WORDS)
     config = common.base()
     config.method = VARIANTS[variant]
-    config.online = {
-        "features": ("representation", "embedding"),
-        "relation": "rotation",
-        "every_part": True,  # ask the invariant part for the rotation too, and so on
-        "whole_parts": False,
-    }
+    config.online.features = ("representation", "embedding")
+    config.online.relation = "rotation"
+    config.online.every_part = True  # ask the invariant part for the rotation too, and so on
     config.evals = {"online": {}, "knn": common.knn(20)}
     config.show = (
         "loss",

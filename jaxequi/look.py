@@ -104,7 +104,7 @@ def look(
     steps = max(1, examples // size)
     stored = len(recipe.views) if source.num_views >= len(recipe.views) > 1 else 1
     stored = min(source.num_views, max(stored, 2)) if source.num_views > 1 else 1
-    run = jax.jit(augment.make(recipe.augment, recipe.mix))
+    run = jax.jit(augment.make(recipe.augment, recipe.mix, len(source.class_names)))
     rows_of = functools.partial(order.stream, seed, batch_size=size, n=len(source))
     sums = squares = 0.0
     labels = []

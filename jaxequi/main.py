@@ -18,12 +18,15 @@ from __future__ import annotations
 import datetime
 import pathlib
 import re
+from collections.abc import Iterable
 
 import jax
+import ml_collections
 from absl import flags
 
 from jaxequi import cli, experiment
 from jaxequi.errors import Refusal
+from jaxequi.experiment import before
 from jaxequi.train import log, loop, mesh
 from jaxequi.train import workdir as folders
 from jaxequi.train.job import Job
@@ -52,16 +55,37 @@ def main(argv: list[str]) -> int:
     cli.arguments(argv, FLAGS, [], __doc__)
     config, overridden, given = cli.config(FLAGS)
     mesh.start_distributed()
-    job = experiment.build(config, overridden)
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
+    return train(config, overridden, workdir)
+
+
+def train(
+    config: ml_collections.ConfigDict, overridden: Iterable[str], workdir: pathlib.Path
+) -> int:
+    """Train what a config describes, and before it the runs that it asks for; the exit code."""
+    runs = before.plan(config, overridden, workdir)
+    if len(runs) > 1:
+        before.rehearse(runs)
+    for run in runs:
+        code = _run(run)
+        if code != loop.FINISHED:
+            if run is not runs[-1]:
+                print(f"({run.folder.name} is one of the runs in --workdir={workdir})")
+            return code
+    return loop.FINISHED
+
+
+def _run(run: before.Planned) -> int:
+    """Train a run, and write its report."""
+    job = experiment.build(run.config, run.overridden)
     cli.use_compilation_cache()
     try:
-        code = loop.run(job, workdir)
+        code = loop.run(job, run.folder)
     except log.NonFiniteError as error:
         return cli.refuse(f"{error}. Nothing after the last checkpoint is kept.", code=cli.FAILED)
     if code == loop.FINISHED and jax.process_index() == 0:
-        with folders.writing(workdir):
-            _report(job, workdir)
+        with folders.writing(run.folder):
+            _report(job, run.folder)
     return code
 
 

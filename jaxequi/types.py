@@ -72,13 +72,32 @@ class Refit(NamedTuple):
       fn: `(extra, features, key) -> extra`, of the same structure, shapes and dtypes. `features`
         are numpy arrays of the training set in storage order: those named, `label` and `index`.
       features: names of `Method.encode`, each [n, V, ...].
-      augmented: show the examples as training does, drawn anew by `key`; else as evaluation does.
+      augmented: show the examples as training does, drawn anew each time; else as evaluation does.
+      looks: `fn` looks as often as it likes: `features` is then a `Look`.
+      change: `(key, batch) -> batch`, done to an augmented batch before it is encoded: mixing. What
+        it adds to the batch may be named in `features`.
+      batch_size: how many examples are seen at once, where that matters; by default as the set is.
     """
 
     every_epochs: int
-    fn: Callable[[PyTree, Mapping[str, Any], Array], PyTree]
+    fn: Callable[[PyTree, Any, Array], PyTree]
     features: Sequence[str] = ("representation",)
     augmented: bool = False
+    looks: bool = False
+    change: Callable[[Array, Batch], Batch] | None = None
+    batch_size: int | None = None
+
+
+class Look(Protocol):
+    """A pass over the training set for a refit that makes several."""
+
+    def __call__(self, number: int, rows: np.ndarray | None = None) -> Mapping[str, Any]:
+        """Features of the examples `rows` in that order, by default of all in storage order.
+
+        Args:
+          number: of the pass; each number draws anew.
+        """
+        ...
 
 
 class Relation(NamedTuple):

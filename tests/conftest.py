@@ -79,12 +79,13 @@ def smoke_run(folder, config_file, words):
     return folder
 
 
-def drawn_run(folder, variant):
+def drawn_run(folder, variant, config_file="sie"):
     """What a finished run leaves behind, with weights that are drawn: distinct, and quickly had."""
     from jaxequi import experiment
     from jaxequi.train.checkpoint import Checkpoints
 
-    job = experiment.build(importlib.import_module("configs.sie").get_config(f"{variant},smoke"))
+    config = importlib.import_module(f"configs.{config_file}").get_config(f"{variant},smoke")
+    job = experiment.build(config)
     random = np.random.default_rng(0)
 
     def draw(shape):
@@ -116,6 +117,18 @@ def sie_run(tmp_path_factory):
 def vicreg_run(tmp_path_factory):
     """VICReg, which has no predictor; not trained."""
     return drawn_run(tmp_path_factory.mktemp("runs") / "vicreg", "vicreg")
+
+
+@pytest.fixture(scope="session")
+def mae_run(tmp_path_factory):
+    """A masked autoencoder on digits; not trained."""
+    return drawn_run(tmp_path_factory.mktemp("runs") / "mae", "base", "mae")
+
+
+@pytest.fixture(scope="session")
+def byol_run(tmp_path_factory):
+    """BYOL on digits, with a target network; not trained."""
+    return drawn_run(tmp_path_factory.mktemp("runs") / "byol", "sgd", "byol")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from jaxequi.augment.geometry import circle_crop, random_erasing, resize, rotate
 from jaxequi.augment.mixture import Mixing, mixing
 from jaxequi.augment.op import Array, Op, each
 from jaxequi.augment.statistics import normalise
+from jaxequi.augment.turned import turned_pairs as turned_pairs
 from jaxequi.errors import Refusal
 from jaxequi.types import Batch
 
@@ -82,18 +83,20 @@ def nothing(key: Array, batch: Batch) -> dict:
     return dict(batch)
 
 
-def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
+def make(pipes_of_views: Sequence[str], mix: str = "", classes: int | None = None) -> Augment:
     """Compose one pipe a view, or one for all views, into `augment(key, batch) -> batch`.
 
     Of the batch, `views` u8[B, V, H, W, 3] become f32, normalised, and `aug` gains what each op
     drew, f32[B, V, k] (zeros for a view whose pipe has no such op); all else is kept. Everything
     is drawn in the global shape, so that it does not depend on the number of devices.
 
-    `mix`, such as `"mixing(1000, mixup=0.8, cutmix=1.0, smoothing=0.1)"`, mixes the examples at
-    the end, and gives the batch `target` f32[B, C] and `aug["mixing"]`, the share f32[B, V, 1].
+    `mix`, such as `"mixing(mixup=0.8, cutmix=1.0, smoothing=0.1)"`, mixes the examples at the end,
+    and gives the batch `target` f32[B, C] and `aug["mixing"]`, the share f32[B, V, 1]; C is
+    `classes`, those of the data, unless the text says it.
 
     Raises:
-      ValueError: a pipe that cannot be read; while tracing, pipes that do not pair with views.
+      ValueError: a pipe that cannot be read; while tracing, pipes that do not pair with views, or
+        another number of classes than that of the data.
     """
     if not pipes_of_views:
         raise Refusal("there must be a pipe for at least one view.")
@@ -122,7 +125,7 @@ def make(pipes_of_views: Sequence[str], mix: str = "") -> Augment:
                 new[name] = jnp.stack([drawn.get(name, blank) for _, drawn in each], axis=1)
         out = {**batch, "views": views}
         for mixed in mixings:
-            out["views"], out["target"], share = mixed(mix_key, views, batch["label"])
+            out["views"], out["target"], share = mixed(mix_key, views, batch["label"], classes)
             new["mixing"] = jnp.broadcast_to(share, (*views.shape[:2], 1))
         aug = {**batch.get("aug", {}), **new}
         return {**out, "aug": aug} if aug else out

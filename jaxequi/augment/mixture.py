@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxequi.augment.op import Array, check_probability
 from jaxequi.errors import Refusal
 
-Mixing = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+Mixing = Callable[..., tuple[Array, Array, Array]]
 
 
 def targets(label: Array, partner: Array, share: Array, classes: int, smoothing: float) -> Array:
@@ -53,7 +53,7 @@ def paste(views: Array, other: Array, edges: Array) -> Array:
 
 
 def mixing(
-    classes: int,
+    classes: int | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     switch: float = 0.5,
@@ -61,10 +61,10 @@ def mixing(
     smoothing: float = 0.0,
     partner: str = "reversed",
 ) -> Mixing:
-    """Make `(key, views, label) -> (views, target, share)`, with one draw for the batch.
+    """Make `(key, views, label, C) -> (views, target, share)`, with one draw for the batch.
 
     Args:
-      classes: number of classes C.
+      classes: number of classes C; None takes that of the data.
       mixup: alpha of the Beta distribution of the share; 0 turns mixup off.
       cutmix: the same for cutmix.
       switch: probability of cutmix where both are on.
@@ -75,14 +75,24 @@ def mixing(
     """
     for chance in (switch, p, smoothing):
         check_probability(chance)
-    if classes < 1 or min(mixup, cutmix) < 0:
+    if (classes is not None and classes < 1) or min(mixup, cutmix) < 0:
         raise Refusal(f"mixing takes classes and alphas, not {classes}, {mixup}, {cutmix}")
     if partner not in ("reversed", "permuted"):
         raise Refusal(f"partner must be 'reversed' or 'permuted', not {partner!r}")
 
-    def apply(key: Array, views: Array, label: Array) -> tuple[Array, Array, Array]:
+    def apply(
+        key: Array, views: Array, label: Array, known: int | None = None
+    ) -> tuple[Array, Array, Array]:
+        count = known if classes is None else classes
+        if count is None or known not in (None, count):
+            raise Refusal(
+                f"mixing of {count} classes, and the data have {known}; leave the number out of "
+                "the text where the data know it"
+            )
         chance, which, first, second, place, order = jax.random.split(key, 6)
         size = len(label)
+        if partner == "reversed" and size % 2:
+            raise Refusal(f"mixing of a batch of {size}: turned around, one is its own partner")
         other = jnp.arange(size)[::-1]
         if partner == "permuted":
             other = jax.random.permutation(order, size)
@@ -100,6 +110,6 @@ def mixing(
         pasted = paste(views, views[other], edges)
         views = jnp.where(cut, pasted, mix(views, views[other], share))
         share = jnp.where(cut, outside, share)
-        return views, targets(label, label[other], share, classes, smoothing), share
+        return views, targets(label, label[other], share, count, smoothing), share
 
     return apply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +13,15 @@ import optax
 
 from jaxequi.train.state import TrainState
 from jaxequi.train.step import make_train_step
-from jaxequi.types import Batch, Method
+from jaxequi.types import Batch, Method, PyTree
 
 
-def measure(
-    method: Method, optimizer: optax.GradientTransformation, batch: Batch, repeats: int
-) -> dict[str, float]:
-    """Time steps: seconds by the clock and by the processor (least of `repeats`), bytes, FLOPs."""
+def start(method: Method, batch: Batch) -> tuple[PyTree, PyTree]:
+    """Parameters and state to measure with.
+
+    Any small numbers do, and drawing them in a program takes longer to compile than the step.
+    """
     shapes = jax.eval_shape(method.init, jax.random.key(0), batch)
-    # Any small numbers do, and drawing them in a program takes longer to compile than the step.
     draw = np.random.default_rng(0)
 
     def small(leaf: Any) -> Any:
@@ -32,7 +33,25 @@ def measure(
         floats = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.full(leaf.shape, 1.0 if floats else 0, leaf.dtype)
 
-    params, extra = jax.tree.map(small, shapes[0]), jax.tree.map(ones, shapes[1])
+    return jax.tree.map(small, shapes[0]), jax.tree.map(ones, shapes[1])
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Least time of so many calls, after one that warms up: by the clock and by the processor."""
+    clock, processor = [], []
+    for _ in range(repeats + 1):
+        began, worked = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call())
+        clock.append(time.perf_counter() - began)
+        processor.append(time.process_time() - worked)
+    return {"seconds": min(clock[1:]), "processor_seconds": min(processor[1:])}
+
+
+def measure(
+    method: Method, optimizer: optax.GradientTransformation, batch: Batch, repeats: int
+) -> dict[str, float]:
+    """Time steps: seconds by the clock and by the processor (least of `repeats`), bytes, FLOPs."""
+    params, extra = start(method, batch)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -46,16 +65,14 @@ def measure(
     program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory: Any = program.memory_analysis()
     cost: Any = program.cost_analysis()
-    clock, processor = [], []
-    for _ in range(repeats + 1):
-        began, worked = time.perf_counter(), time.process_time()
-        state, metrics = program(state, batch)
-        jax.block_until_ready((state, metrics))
-        clock.append(time.perf_counter() - began)
-        processor.append(time.process_time() - worked)
+    latest = [state]
+
+    def update() -> Any:
+        latest[0], metrics = program(latest[0], batch)
+        return latest[0], metrics
+
     return {
-        "seconds": min(clock[1:]),  # the first warms up
-        "processor_seconds": min(processor[1:]),
+        **seconds(update, repeats),
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         "flops": cost.get("flops", float("nan")),
     }

@@ -14,6 +14,7 @@ from typing import NamedTuple
 JITTER = "color_jitter(0.4, 0.4, 0.4, 0.1, p=0.8)"
 BYOL_JITTER = "color_jitter(0.4, 0.4, 0.2, 0.1, p=0.8)"
 IMAGENET = "normalise('imagenet')"
+MAE_MIX = "mixing(mixup=0.8, cutmix=1.0, smoothing=0.1)"
 
 
 class Recipe(NamedTuple):
@@ -88,11 +89,10 @@ def mae_pretrain(size: int = 224) -> Recipe:
     return Recipe((_crop(size, 0.2, ", filter='bicubic'"),), (IMAGENET,))
 
 
-def mae_finetune(size: int = 224, classes: int = 1000) -> Recipe:
+def mae_finetune(size: int = 224) -> Recipe:
     """Bicubic crop, flip, RandAugment, erasing 0.25, mixup 0.8 or cutmix 1, smoothing 0.1."""
     host = _crop(size, more=", filter='bicubic'") + "|rand_augment_mae"
-    mix = f"mixing({classes}, mixup=0.8, cutmix=1.0, smoothing=0.1)"
-    return Recipe((host,), (f"{IMAGENET}|random_erasing(0.25)",), mix)
+    return Recipe((host,), (f"{IMAGENET}|random_erasing(0.25)",), MAE_MIX)
 
 
 def mae_linear(size: int = 224) -> Recipe:
@@ -173,9 +173,9 @@ def eqinv_strong(size: int = 224) -> Recipe:
     return Recipe((_crop(size, 0.2),), (device,))
 
 
-def eqinv_mixup(size: int = 224, classes: int = 1000) -> Recipe:
+def eqinv_mixup(size: int = 224) -> Recipe:
     """The baseline's `--mixup`: one share a batch, partners by a permutation."""
-    return Recipe((_crop(size),), (IMAGENET,), f"mixing({classes}, mixup=1.0, partner='permuted')")
+    return Recipe((_crop(size),), (IMAGENET,), "mixing(mixup=1.0, partner='permuted')")
 
 
 def threedie(size: int = 256) -> Recipe:

@@ -29,7 +29,7 @@ from jaxequi.experiment import sets
 from jaxequi.experiment.trained import Trained
 from jaxequi.train import log
 from jaxequi.train import mesh as meshes
-from jaxequi.types import Array, Batch, PyTree, Record
+from jaxequi.types import Array, Batch, PyTree, Record, Source
 
 FOLDER = "features"  # below that of the checkpoint's run
 IMAGES = 512  # encoded at once, about
@@ -104,14 +104,12 @@ class Cached:
     @functools.cached_property
     def _what(self) -> dict[str, Any]:
         """All that the features depend on."""
-        rows = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
-        records = self.source.read(rows.tolist(), np.zeros((len(rows), 1), int))
         return {
             **self.said,
-            "weights": _weights(self._values()),
+            "weights": digest_of_values(self._values()),
             "examples": len(self),
             "views": self.num_views,
-            "sampled": _digest([_told(record) for record in records]),
+            "sampled": digest_of_examples(self.source),
         }
 
     def _values(self) -> PyTree:
@@ -214,14 +212,14 @@ def find(network: Trained, name: str) -> Features | None:
     folders = [f for f in (network.run / FOLDER).glob(f"{name}-*") if f.is_dir()]
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
         writer = Writer(folder, None)
-        if writer.complete and writer.what_was["weights"] == _weights(
+        if writer.complete and writer.what_was["weights"] == digest_of_values(
             (network.params, network.extra)
         ):
             return writer.open()
     return None
 
 
-def _weights(values: PyTree) -> str:
+def digest_of_values(values: PyTree) -> str:
     """A digest of a network's arrays and their names."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(values):
@@ -229,6 +227,13 @@ def _weights(values: PyTree) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def digest_of_examples(source: Source) -> str:
+    """A digest of a data set: of some of its examples, spread over all."""
+    rows = np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))
+    records = source.read(rows.tolist(), np.zeros((len(rows), 1), int))
+    return _digest([_told(record) for record in records])
 
 
 def _digest(what: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
 
 from jaxequi import arguments, names
@@ -23,7 +25,7 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train import optim
 from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.state import Start
-from jaxequi.types import Batch, Method
+from jaxequi.types import Array, Batch, Method
 
 # What a config has, and of what type. Sets and the arguments of what has a `name` are checked where
 # they are made.
@@ -31,10 +33,10 @@ Names = Sequence[str]
 FIELDS: dict[str, Any] = {
     **dict.fromkeys(("seed", "batch_size", "accumulate", "keep_checkpoints"), int),
     **dict.fromkeys(("log_every_steps", "eval_every_steps", "save_every_steps"), int),
-    **dict.fromkeys(("dtype", "init_encoder", "fresh", "check", "best_mode"), str),
+    **dict.fromkeys(("dtype", "init_encoder", "fresh", "check", "best_mode", "protocol"), str),
     **dict.fromkeys(("total_steps", "total_epochs", "init_step"), int | None),
     **dict.fromkeys(("init_from", "best"), str | None),
-    **dict.fromkeys(("method", "optimizer", "train"), Mapping),
+    **dict.fromkeys(("method", "optimizer", "train", "backbone_changes"), Mapping),
     "remat": bool,
     "norm": {"groups": int, "momentum": float, "epsilon": float, "unbiased": bool},
     "cache": {"on": bool, "folder": str | None},
@@ -43,6 +45,14 @@ FIELDS: dict[str, Any] = {
         "relation": str | None,
         "every_part": bool,
         "whole_parts": bool,
+        "last_view": bool,
+    },
+    "soft_equivariance": {
+        "weight": float,
+        "layer": str,
+        "pairs": int,
+        "objective": str,
+        "temperature": float,
     },
     "evals": Mapping[str, Mapping],
     "mesh": {"data": int, "fsdp": int},
@@ -93,16 +103,20 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     else:
         train = sets.make_set(config, "train")
     examples, class_names = len(train.source), train.source.class_names
-    facts = {
-        "num_classes": len(class_names),
-        "examples": examples,
-        "equi": network.equi if network is not None else None,
-    }
     _check_classes(config, len(class_names))
     steps_per_epoch = _steps_per_epoch(config, examples)
     steps = total_steps(config, steps_per_epoch, overridden)
+    facts = {
+        "num_classes": len(class_names),
+        "examples": examples,
+        "epochs": steps / steps_per_epoch,
+        "equi": network.equi if network is not None else None,
+        # Asked of few methods, and long to tell.
+        "start_digest": functools.cache(functools.partial(_digest_of_start, network)),
+        "data_digest": functools.cache(functools.partial(cache.digest_of_examples, train.source)),
+    }
     method = networks.make_method(config, facts, backbone)
-    passes = _passes(config, mesh, frozen)
+    passes = _passes(config, mesh, frozen, len(class_names))
     fixed = {
         "mesh": mesh,
         "relation": config.online.get("relation"),
@@ -116,11 +130,11 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
         optimizer=arguments.call(
             "optimizer",
             optim.make,
-            config.optimizer.to_dict(),
+            networks.optimizer_options(config),
             batch_size=batch_size,
             total_steps=max(steps, 1),
         ),
-        augment=train.augment,
+        augment=networks.shown(config, train.augment),
         mesh=mesh,
         batches=functools.partial(
             train.batches, sets.make_order(config, examples), mesh, batch_size
@@ -224,10 +238,27 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
                 "a backbone)"
             )
         with config.unlocked():
-            config.backbone = network.config.backbone.to_dict()
+            changes = config.backbone_changes.to_dict()
+            config.backbone = {**network.config.backbone.to_dict(), **changes}
             config.norm = network.config.norm.to_dict()
+    elif config.backbone_changes:
+        raise Refusal(
+            f"backbone_changes={config.backbone_changes.to_dict()}: they are laid over the "
+            "backbone of a checkpoint, and this config describes its own; change `backbone` itself"
+        )
+    if config.cache.on and config.backbone_changes:
+        raise Refusal(
+            f"backbone_changes={config.backbone_changes.to_dict()} and cache.on=True: stored "
+            "features are those of the checkpoint's own network; take one of the two"
+        )
+    with config.unlocked():
+        config.backbone_changes = {}  # they are in `backbone` now
     sets.resolved(config, there, origin)
     return network
+
+
+def _digest_of_start(network: trained.Trained | None) -> str | None:
+    return None if network is None else cache.digest_of_values((network.params, network.extra))
 
 
 def _start(config: ml_collections.ConfigDict, network: trained.Trained | None) -> Start | None:
@@ -251,17 +282,22 @@ def _check_classes(config: ml_collections.ConfigDict, found: int) -> None:
 
 
 def _passes(
-    config: ml_collections.ConfigDict, mesh: Any, frozen: trained.Trained | None
+    config: ml_collections.ConfigDict, mesh: Any, frozen: trained.Trained | None, classes: int
 ) -> dict[str, Pass]:
     """Each set as evaluations see it: `train` as `val` shows its own."""
     passes = {}
     for name in sets.described(config):
         if frozen is not None:
-            one = cache.cached(frozen, config, name, mesh, all_views=True)
-            passes[name] = one.once(mesh, name)
-            continue
-        shown = "val" if name == "train" and "val" in config else None
-        one = sets.make_set(config, name, shown, capped=True)
+            shown, one = None, cache.cached(frozen, config, name, mesh, all_views=True)
+        else:
+            shown = "val" if name == "train" and "val" in config else None
+            one = sets.make_set(config, name, shown, capped=True)
+        found = len(one.source.class_names)
+        if found != classes:
+            raise Refusal(
+                f"the set {name} has {found} classes, and the training set has {classes}: a label "
+                "is the number of a class among those of its set; give sets of the same classes"
+            )
         passes[name] = one.once(mesh, shown or name)
     return passes
 
@@ -269,12 +305,23 @@ def _passes(
 def _refit_pass(
     config: ml_collections.ConfigDict, method: Method, mesh: Any, passes: Mapping[str, Pass]
 ) -> Pass | None:
-    if method.refit is None:
+    work = method.refit
+    if work is None:
         return None
-    if method.refit.augmented:
-        return sets.make_set(config, "train").once(mesh, "train")
-    shown = "val" if "val" in config else None
-    return sets.make_set(config, "train", shown).once(mesh, "train")
+    shown = "val" if "val" in config and not work.augmented else None
+    one = sets.make_set(config, "train", shown)
+    if work.batch_size is not None:
+        one = dataclasses.replace(one, batch_size=work.batch_size)
+    a_pass = one.once(mesh, "train" if work.batch_size is None else "the refit's train")
+    if work.change is None:
+        return a_pass
+    change, augment = work.change, a_pass.augment
+
+    def changed(key: Array, batch: Batch) -> Batch:
+        first, second = jax.random.split(key)
+        return change(second, augment(first, batch))
+
+    return dataclasses.replace(a_pass, augment=changed)
 
 
 def _saved(

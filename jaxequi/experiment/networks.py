@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from jaxequi import names
+from jaxequi import arguments, names
+from jaxequi.augment import turned_pairs
 from jaxequi.errors import Refusal
-from jaxequi.methods import with_online_heads
+from jaxequi.methods import with_online_heads, with_soft_equivariance
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.types import Method
 
@@ -91,6 +92,51 @@ def make_backbone(config: ml_collections.ConfigDict) -> nn.Module:
     )
 
 
+def optimizer_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options of `optim.make`, with what depends on the backbone and the run written out.
+
+    `layer_decay` becomes the `scales` of the backbone's layers, and `base_lr_of_epochs`, pairs of
+    a number of epochs and its base_lr, the rate of this run, unless `base_lr` is given.
+
+    Raises:
+      ValueError: a length of run without a rate; scales beside a layer decay, or a backbone that
+        does not say how its layers lie.
+    """
+    options = config.optimizer.to_dict()
+    rates, decay = (options.pop(name, None) for name in ("base_lr_of_epochs", "layer_decay"))
+    if rates is not None and options.get("base_lr") is None:
+        arguments.check("optimizer.base_lr_of_epochs", rates, Sequence[tuple[int, float]])
+        options["base_lr"] = _rate_of(config.total_epochs, dict(rates))
+    if decay is not None:
+        if options.get("scales"):
+            raise Refusal(f"optimizer.layer_decay={decay} and scales: give one of the two")
+        options["scales"] = _scales(config, decay)
+    return options
+
+
+def _rate_of(epochs: int | None, rates: Mapping[int, float]) -> float:
+    if epochs is None or epochs not in rates:
+        known = ", ".join(f"{rate} for {n}" for n, rate in sorted(rates.items()))
+        raise Refusal(
+            f"total_epochs={epochs}: the recipe's base_lr is known for some numbers of epochs only "
+            f"({known}); take one of them, or say --config.optimizer.base_lr"
+        )
+    return rates[epochs]
+
+
+def _scales(config: ml_collections.ConfigDict, decay: float) -> tuple[tuple[str, float], ...]:
+    arguments.check("optimizer.layer_decay", decay, float)
+    if not 0 < decay <= 1:
+        raise Refusal(f"optimizer.layer_decay={decay}: above 0 and at most 1, such as 0.75")
+    backbone: Any = make_backbone(config)
+    if not hasattr(backbone, "layer_decay"):
+        raise Refusal(
+            f"optimizer.layer_decay={decay}: a backbone named {config.backbone.name!r} does not "
+            "say how its layers lie; take 'vit', or write optimizer.scales out"
+        )
+    return backbone.layer_decay(decay)
+
+
 def make_method(
     config: ml_collections.ConfigDict,
     facts: Mapping[str, Any],
@@ -107,6 +153,13 @@ def make_method(
     if backbone is None:
         backbone = make_backbone(config)
     method = names.made("methods", filled(config.method, facts), backbone=backbone, **common)
+    if _softly(config):
+        if config.remat:
+            raise Refusal(
+                "soft_equivariance and remat=True: maps that are computed again cannot be seen; "
+                "set --config.remat=False"
+            )
+        method = with_soft_equivariance(method, **config.soft_equivariance)
     online = dict(config.online)
     if not online["features"] or not facts.get("num_classes"):
         return method
@@ -114,11 +167,26 @@ def make_method(
     return with_online_heads(method, dtype=common["dtype"], **online)
 
 
+def _softly(config: ml_collections.ConfigDict) -> bool:
+    """Whether a term of soft equivariance is asked for; runs of before it have no such field."""
+    return bool(config.get("soft_equivariance", {}).get("weight"))
+
+
+def shown(config: ml_collections.ConfigDict, augment: Any) -> Any:
+    """The augmentation of training, with the moved pairs that soft equivariance asks for."""
+    if not _softly(config):
+        return augment
+    return turned_pairs(augment, config.soft_equivariance.pairs)
+
+
 def filled(field: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of its method, with the facts that the method takes and it leaves open."""
+    """What a config says of its method, with the facts that the method takes and it leaves open.
+
+    A fact that is a function is called if it is taken.
+    """
     given = dict(field)
     taken = inspect.signature(names.find("methods", given.get("name", ""))).parameters
     for fact, value in facts.items():
         if fact in taken and given.get(fact) is None:
-            given[fact] = value
+            given[fact] = value() if callable(value) else value
     return given

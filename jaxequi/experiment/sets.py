@@ -9,9 +9,10 @@ A set is a field with a `source`: `train`, `val`, and any other. It says everyth
     batch_size     of an evaluation pass
     eval_examples  evaluations read at most so many examples, drawn once; None reads all
 
-The training set has `order`, "epochs" or "stream", and `mix`, which mixes examples, besides, and no
-batch size of its own. Evaluations see its examples as `val` shows its own, in evaluation batches:
-nothing is drawn there that the training draws.
+The training set has `order`, "epochs" or "stream", `mix`, which mixes examples, and `share`, a part
+of its examples between 0 and 1 that is drawn once, besides, and no batch size of its own.
+Evaluations see its examples as `val` shows its own, in evaluation batches: nothing is drawn there
+that the training draws.
 """
 
 from __future__ import annotations
@@ -110,16 +111,21 @@ class Set:
           ValueError: its batch does not divide over the devices.
         """
         meshes.check_batch_size(mesh, self.batch_size, f"{what}.batch_size")
-        count = len(self.source)
+        size, count = self.batch_size, len(self.source)
+
+        def batches(number: int = 0, rows: np.ndarray | None = None) -> loader.Batches:
+            first = number * order.once_steps(size, count)
+            rows = np.arange(count) if rows is None else rows
+
+            def at(step: int) -> np.ndarray:
+                places = order.once(step - first, size, len(rows))
+                return np.where(places == order.PADDING, places, rows[places])
+
+            stop = first + order.once_steps(size, len(rows))
+            return self.batches(at, mesh, size, first, stop)
+
         return Pass(
-            batches=functools.partial(
-                self.batches,
-                functools.partial(order.once, batch_size=self.batch_size, n=count),
-                mesh,
-                self.batch_size,
-                0,
-                order.once_steps(self.batch_size, count),
-            ),
+            batches=batches,
             batch_size=self.batch_size,
             examples=count,
             shapes=functools.cache(functools.partial(self.shapes, self.batch_size)),
@@ -189,6 +195,15 @@ def resolved(
                 one.source.root = one.root
             if "root" in one:
                 del one["root"]
+            if one.get("share") is not None:
+                arguments.check(f"{name}.share", one.share, float)
+                if not 0 < one.share <= 1:
+                    raise Refusal(f"{name}.share={one.share}: a part above 0 and at most 1")
+                if not isinstance(one.source, ml_collections.ConfigDict):
+                    raise Refusal(f"{name}.share={one.share} is of a source given as a dict only")
+                one.source = {"name": "subset", "source": one.source.to_dict(), "stop": one.share}
+            if "share" in one:
+                del one["share"]
 
 
 def make_source(given: Any) -> Source:
@@ -233,7 +248,7 @@ def make_set(
         source=source,
         transform=transforms.make(shown.views),
         num_views=num_views,
-        augment=_photometry(tuple(shown.augment), mix),
+        augment=_photometry(tuple(shown.augment), mix, len(source.class_names)),
         batch_size=shown.get("batch_size", config.batch_size),
         seed=config.seed,
         options=dict(config.loader),
@@ -252,8 +267,8 @@ def _check(name: str, given: Mapping[str, Any]) -> None:
 
 
 @functools.cache  # one photometry is one program, however many sets it shows
-def _photometry(pipes: tuple[str, ...], mix: str) -> Augment:
-    return augment.make(pipes, mix)
+def _photometry(pipes: tuple[str, ...], mix: str, classes: int) -> Augment:
+    return augment.make(pipes, mix, classes)
 
 
 def make_order(config: ml_collections.ConfigDict, examples: int) -> Callable[[int], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Turning pictures by any angle about their centre, on the device.
+"""Turning pictures on the device: by any angle about their centre, or each by its own quarter.
 
 torchvision's RandomRotation on float tensors, as `experiments/rotmnist/trainer.py` of Edixhoven,
 Lengyel and van Gemert (2023) uses it in biased training and in every sweep over angles.
@@ -8,8 +8,32 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxequi.errors import Refusal
+from jaxequi.groups import planar
 from jaxequi.types import Array
+
+
+def act_each(group: planar.Group, elements: Array, images: Array) -> Array:
+    """Move each picture by an element of its own, as `planar.act`: exactly, by a gather.
+
+    Args:
+      group: whose elements all map the pixel grid onto itself, C4 or D4.
+      elements: i32[N].
+      images: [N, H, H, C] of any dtype.
+
+    Raises:
+      ValueError: unequal sides, or a group with other turns.
+    """
+    side = images.shape[1]
+    if images.shape[2] != side:
+        raise Refusal(f"quarter turns of {images.shape}: the sides of a picture must be equal")
+    grid = np.arange(side * side).reshape(side, side)
+    moved = [planar.act(group, g, grid, (0, 1)).ravel() for g in range(group.order)]
+    places = jnp.asarray(np.stack(moved))[elements]
+    rows = images.reshape(len(images), side * side, -1)
+    return jnp.take_along_axis(rows, places[..., None], axis=1).reshape(images.shape)
 
 
 def rotate(images: Array, degrees: Array | float, nearest: bool = False) -> Array:

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     step, config, variables = networks.load(run, _STEP.value, _BACKBONE.value)
     name = _FORMAT.value or formats.of_run(config)
     written = formats.find(name).write(config, variables, _EPOCH.value or 0)
-    if _EPOCH.value is not None and "epoch" not in written.content:
+    if _EPOCH.value is not None and not set(files.EPOCHS) & set(written.content):
         raise Refusal(f"a file of {name} holds no epoch; leave --epoch out")
     files.write_pth(file, written.content)
     print(f"{file}: {run}, step {step}, as {name}\nloads: {written.loads}")

@@ -210,12 +210,16 @@ def read_safetensors(file: str | pathlib.Path) -> tuple[dict[str, np.ndarray], d
     return state, about
 
 
+EPOCHS = ("epoch", "start_epoch")  # what trainings call it
+
+
 def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     """Find the state dict in a file: whole, or under "model" or "state_dict".
 
     Returns:
       It without the prefix "module." or "model." that all its names have, as wrappers of a network
-      leave it, and the epoch that the file names (0 if none).
+      leave it; after it that of a `classifier` which was trained beside the model, under
+      "classifier."; and the epoch that the file names (0 if none).
 
     Raises:
       ValueError: something else than arrays under names.
@@ -225,11 +229,19 @@ def state_dict(loaded: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     if odd or not state:
         raise Refusal(f"the file has no state dict; it has {', '.join(map(str, loaded))}")
+    state, beside = _bare(state), loaded.get("classifier")
+    if isinstance(beside, Mapping) and all(isinstance(v, np.ndarray) for v in beside.values()):
+        state |= {f"classifier.{name}": array for name, array in _bare(beside).items()}
+    epoch = next((loaded[name] for name in EPOCHS if name in loaded), None)
+    return state, epoch if isinstance(epoch, int) else 0
+
+
+def _bare(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take off the prefix of a wrapper, where all names have it."""
     for prefix in ("module.", "model."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): array for name, array in state.items()}
-    epoch = loaded.get("epoch")
-    return dict(state), epoch if isinstance(epoch, int) else 0
+    return dict(state)
 
 
 @contextlib.contextmanager

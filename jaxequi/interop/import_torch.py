@@ -2,7 +2,9 @@
 
     --file=model.pth --config=configs/sie.py:sie,paper
     --file=p4.ckpt --config=configs/classification.py:cifar10
-    --file=resnet50.pth                                        # torchvision's need no config
+    --file=moco_v2_200ep_pretrain.pth.tar --config=configs/moco.py:moco_v2,paper
+    --file=last_epoch_ckpt.pth.tar --config=configs/byol.py:sgd,paper     # of revisitAIRL
+    --file=resnet50.pth                    # torchvision's need no config, nor do MAE's encoders
 
   --file FILE        as `torch.save` wrote it; one that would run code is refused
   --config CONFIG    the method and the backbone that the file is of

@@ -24,19 +24,21 @@ from jaxequi.types import PyTree
 follow_names = experiment.follow_names
 
 
-def shapes(config: ml_collections.ConfigDict, num_classes: int) -> PyTree:
+def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) -> PyTree:
     """Shapes of the config's method, {"params": ..., **extra}; they depend on no data.
 
     Args:
       config: of the method; `train` says of how many views it learns.
       num_classes: of the data; read by configs that do not say it.
+      side: of the pictures in pixels; of no matter but to tables of learned positions.
     """
     method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
     views = max(config.train.num_views, len(config.train.views or ()))
+    rows = 2 * config.norm.groups  # which divide every batch
     batch = {
-        "views": jax.ShapeDtypeStruct((2, views, 64, 64, 3), jnp.float32),
-        "latent": jax.ShapeDtypeStruct((2, views, 7), jnp.float32),
-        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+        "views": jax.ShapeDtypeStruct((rows, views, side, side, 3), jnp.float32),
+        "latent": jax.ShapeDtypeStruct((rows, views, 7), jnp.float32),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
     return {"params": params, **extra}

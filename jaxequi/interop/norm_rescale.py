@@ -1,27 +1,32 @@
-"""Give the tensors of one checkpoint the norms of another's (NormRescale).
+"""NormRescale, one network with another's norms: python -m jaxequi.interop.norm_rescale
 
-python -m jaxequi.interop.norm_rescale --norms=sgd.pth.tar --weights=lars.pth.tar --output=out.pth
+    --norms=sgd.pth.tar --weights=lars.pth.tar --output=out.pth   # of revisitAIRL; with torch
+    --norms=runs/SGD --weights=runs/LARS --output=runs/OUT        # two runs
 
-  --norms FILE           checkpoint whose norms are taken (A; trained by SGD)
-  --weights FILE         checkpoint whose directions are kept (B; trained by LARS)
-  --output FILE          where {"model": ...} goes
+  --norms FILE           checkpoint or run whose norms are taken (A; trained by SGD)
+  --weights FILE         checkpoint or run whose directions are kept (B; trained by LARS)
+  --output FILE          where {"model": ...} of the online encoder goes; of runs a run like B, of
+                         which the target network and the queue stay as they are
   --skip_running_stats   leave running means and variances as they are in B
   --keep_zeros           a tensor of zeros stays as it is; it becomes NaN otherwise, as published
 
 Huang et al., ECCV 2022; megvii-research/revisitAIRL, `norm_rescale.py` (whose variable B is never
-bound). Needs torch.
+bound).
 """
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 from absl import flags
+from flax import traverse_util
 
 from jaxequi import cli
 from jaxequi.errors import Refusal
-from jaxequi.interop import files
+from jaxequi.interop import files, networks
+from jaxequi.types import OWN, PyTree
 
 FLAGS = flags.FlagValues()
 _NORMS = flags.DEFINE_string("norms", None, "Checkpoint whose norms are taken.", FLAGS)
@@ -78,11 +83,47 @@ def main(argv: list[str]) -> int:
     cli.arguments(argv, FLAGS, [], __doc__)
     if not (_NORMS.value and _WEIGHTS.value and _OUTPUT.value):
         raise Refusal("give --norms, --weights and --output; --help says more")
-    a, b = (files.state_dict(files.read_pth(file))[0] for file in (_NORMS.value, _WEIGHTS.value))
-    model = rescale(a, b, _SKIP_RUNNING_STATS.value, _KEEP_ZEROS.value)
-    files.write_pth(_OUTPUT.value, {"model": model})
-    print(f"{_OUTPUT.value}: {len(model)} arrays")
+    both = _NORMS.value, _WEIGHTS.value
+    options = _SKIP_RUNNING_STATS.value, _KEEP_ZEROS.value
+    runs = [pathlib.Path(one).is_dir() for one in both]
+    if all(runs):
+        count = _rescale_run(*both, _OUTPUT.value, *options)
+    elif any(runs):
+        raise Refusal(
+            f"{both[0]} and {both[1]}: one is a run and one a file; make a run of the file with "
+            "jaxequi.interop.import_torch"
+        )
+    else:
+        a, b = (files.state_dict(files.read_pth(file))[0] for file in both)
+        model = rescale(a, b, *options)
+        files.write_pth(_OUTPUT.value, {"model": model})
+        count = len(model)
+    print(f"{_OUTPUT.value}: {count} arrays")
     return 0
+
+
+def _rescale_run(norms: str, weights: str, output: str, *options: bool) -> int:
+    """Write the run `weights` with the norms of the run `norms`; returns how many arrays moved."""
+    _, _, other = networks.load(norms)
+    step, config, variables = networks.load(weights)
+    b = _online(variables)
+    rescaled = rescale(_online(other), b, *options)
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    for name, array in rescaled.items():
+        path = name.removeprefix("online/").replace("running_stats/", "batch_stats/", 1)
+        leaves[path] = np.asarray(array, leaves[path].dtype)
+    networks.save(output, config, traverse_util.unflatten_dict(leaves, sep="/"), step)
+    return len(rescaled)
+
+
+def _online(variables: PyTree) -> dict[str, np.ndarray]:
+    """Name the arrays of a run's own network as `rescale` reads them, without its online heads."""
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    return {
+        f"online/{path.replace('batch_stats/', 'running_stats/', 1)}": leaf
+        for path, leaf in leaves.items()
+        if not path.startswith((f"{OWN}/", "params/online/"))
+    }
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def with_online_heads(
     relation: str | Relation | None = None,
     every_part: bool = False,
     whole_parts: bool = False,
+    last_view: bool = False,
     dtype: Any = jnp.float32,
 ) -> Method:
     """Train heads on a method's features, without a gradient to the method.
@@ -149,14 +150,22 @@ def with_online_heads(
         classes alone.
       every_part: ask every part for classes and relation; the published evaluator does not.
       whole_parts: ask a part that is the whole feature, too, as the published evaluator does.
+      last_view: learn from the last view that the method saw alone, as revisitAIRL's classifier
+        does; in evaluation every view is asked.
       dtype: of the heads' computations.
 
     Raises:
-      ValueError: unknown relation, no class; while tracing, a feature that the method lacks.
+      ValueError: unknown relation, or one of the last view alone; no class; while tracing, a
+        feature that the method lacks.
     """
     target = relations.relation(relation) if relation is not None else None
     if num_classes < 1:
         raise Refusal(f"num_classes={num_classes}: the online heads tell at least one class")
+    if last_view and target:
+        raise Refusal(
+            f"online.last_view=True and online.relation={relation!r}: a relation is read off two "
+            "views; take one of the two"
+        )
     columns = target.columns if target else ()
     heads_of = OnlineHeads(
         tuple(features),
@@ -194,7 +203,10 @@ def with_online_heads(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
         own, output = method.loss(without(params), extra, batch, key, progress)
-        outputs: Any = heads_of.apply({"params": params["online"]}, asked(output.features))
+        features = asked(output.features)
+        if last_view:
+            features = {name: feature[:, -1:] for name, feature in features.items()}
+        outputs: Any = heads_of.apply({"params": params["online"]}, features)
         z = target.between(batch) if target else None
         more, scores = score(outputs, batch["label"], z, columns)
         metrics = {"loss": own, **output.metrics}

@@ -18,7 +18,9 @@ Logged, <head> = rotation-equivariant-deep, ...:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,6 +49,7 @@ from jaxequi.types import (
 
 PARTS = ("all", "invariant", "equivariant")
 KINDS = ("linear", "deep")
+PLACES = ("before", "behind")  # of a norm
 _HIDDEN = (1024, 1024)  # of a deep head
 _HUES = [LATENTS.index(name) for name in ("floor_hue", "light_hue")]
 
@@ -148,11 +151,17 @@ class Heads(nn.Module):
 
     Classes are told of each view, f32[B, V, C], in training of the first one only, f32[B, 1, C].
     Numbers are told of two views: of views 1 and 2, 3 and 4, ..., f32[B, V // 2, K].
+
+    Attributes:
+      before, behind: make a norm of what a head reads, and of what it says; None for none.
+      std: of a head's last layer, see `nn.heads.Linear`.
     """
 
     heads: Sequence[Head]
     tasks: dict[str, Task]
-    batch_norm: Any = None
+    before: Any = None
+    behind: Any = None
+    std: float | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -171,11 +180,16 @@ class Heads(nn.Module):
                 x = x[:, : 2 * pairs].reshape(len(x), pairs, -1)
             elif train:
                 x = x[:, :1]
-            if self.batch_norm is not None:
-                x = self.batch_norm(use_running_average=not train, name=f"{head.name}-norm")(x)
+            x = self._normed(self.before, x, head, train)
             widths = (*(_HIDDEN if head.kind == "deep" else ()), task.outputs)
-            outputs[head.name] = layers.MLP(widths, self.dtype, name=head.name)(x)
+            x = layers.MLP(widths, self.dtype, self.std, name=head.name)(x)
+            outputs[head.name] = self._normed(self.behind, x, head, train)
         return outputs
+
+    def _normed(self, norm: Any, x: Array, head: Head, train: bool) -> Array:
+        if norm is None:
+            return x
+        return norm(use_running_average=not train, name=f"{head.name}-norm")(x)
 
 
 def _score(name: str, task: Task, output: Array, target: Array) -> tuple[Array, Metrics]:
@@ -203,7 +217,10 @@ def make(
     heads: Mapping[str, Sequence[str]],
     parts: Sequence[str] = (),
     equi: int | None = None,
-    batch_norm: bool = False,
+    batch_norm: str = "",
+    norm_groups: int = 1,
+    norm_epsilon: float = 1e-5,
+    head_std: float | None = None,
     drift: bool = False,
     norm: Any = norms.BatchNorm,
     dtype: Any = jnp.float32,
@@ -219,15 +236,27 @@ def make(
       parts: which parts of the representation each head reads, of `PARTS`; () takes those that it
         has.
       equi: how many of its last dimensions are equivariant; None is none.
-      batch_norm: BatchNorm without scale and bias before each head (MAE's linear probe).
+      batch_norm: "before", BatchNorm without scale and shift before each head (MAE's linear
+        probe); "behind", BatchNorm with both behind it (revisitAIRL's `--cls-bn`); "" for none.
+      norm_groups, norm_epsilon: of that norm, whatever those of the backbone's.
+      head_std: of the heads' last weights, beside a bias of 0; None starts them as torch's Linear.
       drift: keep the backbone in training mode.
-      norm: of `batch_norm`.
+      norm: makes `batch_norm`.
       dtype: of the heads' computations.
 
     Raises:
-      ValueError: unknown task, kind or part, or a part without dimensions.
+      ValueError: unknown task, kind, part or place of a norm, or a part without dimensions.
     """
     known, width, equi = tasks(heads, num_classes), backbone.features, equi or 0
+    if batch_norm not in ("", *PLACES):
+        raise unknown("batch_norm", batch_norm, ("", *PLACES))
+    if norm_groups < 1 or not norm_epsilon > 0 or not (head_std is None or 0 < head_std < math.inf):
+        raise Refusal(
+            f"norm_groups={norm_groups}, norm_epsilon={norm_epsilon}, head_std={head_std}: the "
+            "first is at least 1, the others are above 0, and head_std may be None"
+        )
+    affine = batch_norm == "behind"
+    placed = functools.partial(norm, affine=affine, groups=norm_groups, epsilon=norm_epsilon)
     parts = parts or (PARTS if 0 < equi < width else PARTS[:1])
     asked = [
         head(name, part, kind, width, equi)
@@ -240,7 +269,8 @@ def make(
         known,
         backbone,
         drift,
-        functools.partial(norm, affine=False) if batch_norm else None,
+        {batch_norm: placed} if batch_norm else {},
+        head_std,
         dtype,
     )
 
@@ -250,16 +280,17 @@ def of_heads(
     tasks: dict[str, Task],
     backbone: nn.Module,
     drift: bool = False,
-    batch_norm: Any = None,
+    batch_norm: Mapping[str, Any] = MappingProxyType({}),
+    head_std: float | None = None,
     dtype: Any = jnp.float32,
 ) -> Method:
     """Make the method of these very heads; see `make`.
 
     Args:
       tasks: by the names that the heads use.
-      batch_norm: BatchNorm before each head, or None.
+      batch_norm: by its place, of `PLACES`, what makes the norm there.
     """
-    network = Heads(tuple(asked), tasks, batch_norm, dtype)
+    network = Heads(tuple(asked), tasks, **batch_norm, std=head_std, dtype=dtype)
 
     def represent(frozen: PyTree, views: Array, train: bool) -> tuple[Array, PyTree]:
         """f32[B, V, ...] to f32[B, V, R], view by view, and the backbone's variables after it."""
@@ -306,5 +337,5 @@ def of_heads(
         outputs = network.apply(variables, representation, False)
         return {"representation": representation, "heads": outputs}
 
-    alone = not drift and batch_norm is None
+    alone = not drift and not batch_norm
     return Method(init=init, loss=loss, encode=encode, mean_over_examples=alone)

@@ -44,6 +44,7 @@ def make(
     symmetric: bool = False,
     shuffle: bool = True,
     queue: int = 65536,
+    whole_batches: bool = False,
     temperature: float = 0.2,
     momentum: float = 0.999,
     momentum_schedule: str = "constant",
@@ -66,6 +67,8 @@ def make(
       shuffle: encode the keys in an order drawn anew, so that their statistics groups
         (`nn.norm`) are not those of the queries. It has an effect with more groups than one.
       queue: K, the number of its keys; at least B.
+      whole_batches: refuse a batch that does not divide the queue, as MoCo's authors do; else the
+        queue turns around in the midst of a batch.
       temperature: tau.
       momentum, momentum_schedule: m of the key encoder; "constant", or a "cosine" from m to 1.
       norm: of projector and predictor.
@@ -74,7 +77,7 @@ def make(
     Raises:
       ValueError: widths that cannot be read or that end differently; keys that are predicted by
         nothing; a temperature or queue that is not above 0, an impossible momentum; and when it
-        meets a batch, one without two views or larger than the queue.
+        meets a batch, one without two views, or that the queue cannot take.
     """
     if temperature <= 0 or queue < 1:
         raise Refusal(
@@ -123,6 +126,11 @@ def make(
         views = _siamese.two_views(batch)
         if len(views) > queue:
             raise Refusal(f"a batch of {len(views)} keys does not fit a queue of {queue}")
+        if whole_batches and queue % len(views):
+            raise Refusal(
+                f"a batch of {len(views)} keys does not divide the queue of {queue}, as MoCo's "
+                "authors ask; take another of the two, or method.whole_batches=False"
+            )
         own, collections = _siamese.split(extra)
         order_key, choice_key = jax.random.split(key)
         x = [views[:, 0], views[:, 1]]

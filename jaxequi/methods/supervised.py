@@ -41,13 +41,7 @@ class Classifier(nn.Module):
     def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Compute representation and logits."""
         representation = self.backbone(images, train)
-        if self.head_std is None:
-            head: nn.Module = Linear(self.num_classes, dtype=self.dtype, name="classifier")
-        else:
-            drawn = nn.initializers.normal(self.head_std)
-            head = nn.Dense(
-                self.num_classes, dtype=self.dtype, kernel_init=drawn, name="classifier"
-            )
+        head = Linear(self.num_classes, dtype=self.dtype, std=self.head_std, name="classifier")
         logits = head(representation)
         return representation, at_least_f32(logits)
 

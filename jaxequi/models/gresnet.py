@@ -24,7 +24,7 @@ from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.nn.gconv import GroupConv, LiftingConv
-from jaxequi.nn.norm import BatchNorm
+from jaxequi.nn.norm import BatchNorm, at_least_f32
 from jaxequi.nn.pool import coset_max
 from jaxequi.types import Array
 
@@ -171,7 +171,7 @@ def plain(network: GResNet) -> GResNet:
 
 def pooled(x: Array, group: Group, head: str) -> Array:
     """Pool a feature map [B, H, W, C G] to f32[B, C G] or f32[B, C] as `HEADS` says."""
-    x = x.astype(jnp.float32)
+    x = at_least_f32(x)
     if head == "coset_first":
         x = coset_max(x, group)
     x = jnp.mean(x, (1, 2))

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxequi.errors import Refusal
 from jaxequi.nn import transformer
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.nn.transformer import Block
 from jaxequi.types import Array
 
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
             x = block(self.heads, self.mlp_ratio, 0.0, self.dtype, name=f"blocks_{i}")(x, True)
         x = transformer.layer_norm(self.dtype, "norm")(x)
         x = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=_xavier, name="pred")(x)
-        return x[:, 1:].astype(jnp.float32)
+        return at_least_f32(x[:, 1:])
 
 
 def make(

@@ -2,7 +2,8 @@
 
 He et al., CVPR 2016, with the stride of a bottleneck on its 3x3 convolution; torchvision,
 `models/resnet.py`, which MoCo, SimSiam and megvii-research/revisitAIRL (`models/resnet.py`) build
-upon. `models.resnet` says how SIE's networks differ.
+upon. `models.resnet` says how SIE's networks differ. The "small" stem is that of Wangt-CN/IP-IRM,
+`model.py`.
 
 State-dict names: `interop/formats/torchvision.py`.
 """
@@ -25,6 +26,9 @@ from jaxequi.types import Array
 
 # std sqrt(2 / fan_out), fan_out = out * k * k; not truncated
 _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# uniform in +-1 / sqrt(fan_in), as torch draws a convolution that nobody initialises
+_torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+STEMS = ("imagenet", "small")
 
 
 class BasicBlock(nn.Module):
@@ -100,6 +104,8 @@ class ResNet(nn.Module):
         makes them twice as wide, and leaves the outputs of the stages as they are.
       dilate: for the second and each following stage, whether it dilates its convolutions instead
         of striding (torchvision's `replace_stride_with_dilation`).
+      stem: "imagenet", 7x7 with stride 2 and a max-pool, divides the side by four; "small", 3x3 and
+        no pool, leaves it: for pictures of 32 pixels.
       zero_init_residual: start the last norm of each branch with scale 0.
       norm: makes the norms, such as `nn.norm.BatchNorm`.
       dtype: of the computation; parameters, statistics and features are f32.
@@ -112,6 +118,7 @@ class ResNet(nn.Module):
     stage_widths: tuple[int, ...] = ()
     width_per_group: int = 64
     dilate: tuple[bool, ...] = ()
+    stem: str = "imagenet"
     zero_init_residual: bool = False
     norm: Any = BatchNorm
     dtype: DTypeLike = jnp.float32
@@ -136,9 +143,13 @@ class ResNet(nn.Module):
         block = nn.remat(self.block) if self.remat else self.block
         last = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
 
-        x = conv(self.width, 7, 2, (3, 3), name="conv1")(x)
+        if self.stem == "small":
+            x = conv(self.width, 3, 1, (1, 1), kernel_init=_torch_default, name="conv1")(x)
+        else:
+            x = conv(self.width, 7, 2, (3, 3), name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         dilation = 1
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths)):
             before, stride = dilation, 2 if stage else 1
@@ -183,6 +194,7 @@ def make(
     width: int = 64,
     stage_widths: tuple[int, ...] = (),
     dilate: tuple[bool, ...] = (),
+    stem: str = "imagenet",
     zero_init_residual: bool = False,
     norm: Any = BatchNorm,
     dtype: DTypeLike = jnp.float32,
@@ -191,17 +203,20 @@ def make(
     """Build the network that torchvision calls `architecture`; arguments as of `ResNet`.
 
     Raises:
-      ValueError: unknown architecture; stage widths for another number of stages; or a dilation
-        for another number of stages, or of basic blocks.
+      ValueError: unknown architecture or stem; stage widths for another number of stages; or a
+        dilation for another number of stages, or of basic blocks.
     """
     if width < 1:
         raise Refusal(f"width={width}: channels of the first stage, at least 1")
     if architecture not in NETWORKS:
         raise unknown("architecture", architecture, NETWORKS)
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
     network = NETWORKS[architecture](
         width=width,
         stage_widths=tuple(stage_widths),
         dilate=tuple(dilate),
+        stem=stem,
         zero_init_residual=zero_init_residual,
         norm=norm,
         dtype=dtype,

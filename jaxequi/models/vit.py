@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn import transformer
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.nn.transformer import Block, PatchEmbed
 from jaxequi.types import Array
 
@@ -58,6 +59,11 @@ class ViT(nn.Module):
         """R, the width of the representation."""
         return self.width
 
+    @nn.nowrap
+    def layer_decay(self, decay: float) -> tuple[tuple[str, float], ...]:
+        """Factors of the learning rate by layer, see `layer_decay`."""
+        return layer_decay(self.depth, decay)
+
     @nn.compact
     def __call__(self, images: Array, train: bool, keep: Array | None = None) -> Array:
         """Encode pictures; with `keep`, some of their patches as if there were no others.
@@ -92,9 +98,9 @@ class ViT(nn.Module):
             layer = block(self.heads, self.mlp_ratio, float(rate), self.dtype, name=f"blocks_{i}")
             x = layer(x, train)
         if self.pool == "mean":
-            mean = jnp.mean(x[:, 1:].astype(jnp.float32), axis=1)
-            return transformer.layer_norm(self.dtype, "fc_norm")(mean).astype(jnp.float32)
-        x = transformer.layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
+            mean = jnp.mean(at_least_f32(x[:, 1:]), axis=1)
+            return at_least_f32(transformer.layer_norm(self.dtype, "fc_norm")(mean))
+        x = at_least_f32(transformer.layer_norm(self.dtype, "norm")(x))
         return x[:, 0] if keep is None else x
 
     def _positions(self, rows: int, columns: int) -> Array:

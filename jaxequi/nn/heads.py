@@ -1,7 +1,7 @@
 """Heads on top of a backbone: projectors, and predictors of what a relation does to an embedding.
 
 All compute in `dtype`, keep f32 parameters, and start as torch's Linear does: kernels and biases
-uniform in +-1 / sqrt(fan-in).
+uniform in +-1 / sqrt(fan-in), unless a layer is told otherwise.
 """
 
 from __future__ import annotations
@@ -38,9 +38,18 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def _weights(
-    module: nn.Module, fan_in: int, features: int, use_bias: bool, frozen_bias: bool = False
+    module: nn.Module,
+    fan_in: int,
+    features: int,
+    use_bias: bool,
+    frozen_bias: bool = False,
+    std: float | None = None,
 ) -> tuple[Array, Array | None]:
     """Declare `kernel` f32[fan_in, features] and, if asked for, `bias` f32[features]."""
+    if std is not None:
+        kernel = module.param("kernel", nn.initializers.normal(std), (fan_in, features))
+        zeros = nn.initializers.zeros
+        return kernel, module.param("bias", zeros, (features,)) if use_bias else None
 
     def uniform(key: Array, shape: Sequence[int]) -> Array:
         bound = fan_in**-0.5
@@ -60,30 +69,43 @@ class Linear(nn.Module):
       use_bias: add the parameter b.
       frozen_bias: b stays as it was drawn, in the collection `frozen` and out of every optimizer's
         reach.
+      std: W starts from a normal distribution of this deviation, and b at 0; None starts both as
+        torch's Linear.
     """
 
     features: int
     use_bias: bool = True
     dtype: Dtype = jnp.float32
     frozen_bias: bool = False
+    std: float | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel, bias = _weights(self, x.shape[-1], self.features, self.use_bias, self.frozen_bias)
+        kernel, bias = _weights(
+            self, x.shape[-1], self.features, self.use_bias, self.frozen_bias, self.std
+        )
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y if bias is None else y + bias.astype(self.dtype)
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths, ReLU between them and none after the last."""
+    """Linear layers of the given widths, ReLU between them and none after the last.
+
+    Attributes:
+      std: of the last layer, as `Linear` takes it.
+    """
 
     widths: Sequence[int]
     dtype: Dtype = jnp.float32
+    std: float | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        last = len(self.widths) - 1
         for i, width in enumerate(self.widths):
-            x = Linear(width, dtype=self.dtype, name=f"linear_{i}")(nn.relu(x) if i else x)
+            std = self.std if i == last else None
+            layer = Linear(width, dtype=self.dtype, std=std, name=f"linear_{i}")
+            x = layer(nn.relu(x) if i else x)
         return x
 
 

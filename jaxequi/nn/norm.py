@@ -8,7 +8,10 @@ own layer cannot do that, and keeps a biased running variance.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -211,6 +214,69 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + take * mean[0]
             running_var.value = keep * running_var.value + take * correction * var[0]
         return y
+
+
+@contextlib.contextmanager
+def by_segment(segment: Array, segments: int) -> Iterator[None]:
+    """Inside, every `BatchNorm` in training normalises each segment by its own statistics.
+
+    As if the segments passed one after the other: a network sees parts of any sizes, which are not
+    known when it is compiled, in one pass of a whole batch. Running statistics follow each segment
+    in turn that has two examples or more; what smaller ones give is to be left out.
+
+    Args:
+      segment: i32[B], of each example.
+      segments: how many there are.
+
+    Raises:
+      ValueError: while tracing, norms with groups of their own.
+    """
+    hot = (segment == jnp.arange(segments)[:, None]).astype(jnp.float32)
+
+    def normalise(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if not isinstance(module, BatchNorm) or context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        x, evaluate = (*args, kwargs.get("use_running_average"))[:2]
+        if nn.merge_param("use_running_average", module.use_running_average, evaluate):
+            return next_function(*args, **kwargs)
+        if module.groups != 1:
+            raise Refusal(
+                f"norm.groups={module.groups}: this method normalises parts of a batch by their "
+                "own statistics, which cannot be grouped once more; set norm.groups=1"
+            )
+        return _normalise_segments(module, x, segment, hot)
+
+    with nn.intercept_methods(normalise):
+        yield
+
+
+def _normalise_segments(module: BatchNorm, x: Array, segment: Array, hot: Array) -> Array:
+    batch, fields = len(x), x.shape[-1] // module.field_size
+    members = jnp.sum(hot, axis=1, keepdims=True)
+    share = hot / jnp.maximum(members, 1)
+
+    def mean_of(values: Array) -> Array:
+        return jnp.matmul(share, values, precision="highest")
+
+    means, variances = moments(x, batch, module.field_size)  # of each example
+    mean = mean_of(means)
+    var = mean_of(variances + jnp.square(means - mean[segment]))
+    scale, bias = jnp.ones(fields), jnp.zeros(fields)
+    if module.affine:
+        scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
+    count = members * (x.size // (batch * fields))
+    correction = count / jnp.maximum(count - 1, 1) if module.unbiased else 1.0
+    running: dict[str, Any] = {
+        name: module.get_variable("batch_stats", name) for name in ("mean", "var")
+    }
+    for i, found in enumerate(zip(mean, var * correction, strict=True)):
+        take = jnp.where(members[i] > 1, module.momentum, 0.0)
+        for name, value in zip(running, found, strict=True):
+            running[name] = (1 - take) * running[name] + take * value
+    for name, value in running.items():
+        module.put_variable("batch_stats", name, value)
+    return normalize(x, mean[segment], var[segment], scale, bias, module.epsilon)
 
 
 class InnerBatchNorm(nn.Module):

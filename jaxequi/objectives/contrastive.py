@@ -1,6 +1,7 @@
 """Contrastive objectives: each row must recognise its partner among other rows.
 
-The others are the rows of a batch (`ntxent`), or of a queue (`infonce`).
+The others are the rows of a batch (`ntxent`), or of a queue (`infonce`); in `supcon` every row of
+the same class is a partner.
 """
 
 from __future__ import annotations
@@ -68,6 +69,71 @@ def ntxent_logits(a: Array, b: Array, temperature: float = 0.1) -> Array:
     others = [np.delete(np.arange(n), (row, partner[row])) for row in range(n)]
     negatives = jnp.take_along_axis(similarity, np.stack(others), axis=-1)
     return jnp.concatenate([positive[:, None], negatives], axis=-1)
+
+
+def supcon(
+    features: Array,
+    labels: Array,
+    temperature: float = 0.1,
+    base_temperature: float = 0.07,
+    chosen: Array | None = None,
+) -> Array:
+    """Mean cross-entropy of each row naming every other row of its class among all other rows.
+
+    Khosla et al., NeurIPS 2020, eq. 2; Wangt-CN/EqInv, `vipriors_eqinv.py`,
+    `info_nce_loss_supervised`, whose values carry the factor temperature / base_temperature.
+
+    Args:
+      features: f32[B, V, D], as they are: the caller normalises them.
+      labels: i32[B].
+      temperature: divides the dot products.
+      base_temperature: divides the whole.
+      chosen: bool[B], the examples whose rows are summed, over their number; all rows by default.
+
+    Returns:
+      f32[]; NaN where a row that counts has no other row of its class.
+    """
+    count, views, _ = features.shape
+    rows = jnp.swapaxes(features, 0, 1).reshape(views * count, -1)
+    labels = jnp.tile(labels, views)
+    similarity = jnp.matmul(rows, rows.T, precision="highest") / temperature
+    others = ~jnp.eye(len(rows), dtype=bool)
+    positive = others & (labels[:, None] == labels)
+    total = jax.nn.logsumexp(jnp.where(others, similarity, -jnp.inf), axis=-1)
+    partners = jnp.sum(positive, axis=-1)
+    counts = jnp.ones(len(rows), bool) if chosen is None else jnp.tile(chosen, views)
+    # A row that does not count has no NaN to give to the gradient either.
+    partners = jnp.where(counts, partners, 1)
+    named = jnp.sum(jnp.where(positive, similarity, 0), axis=-1) / partners
+    loss = temperature / base_temperature * (total - named)
+    number = len(rows) if chosen is None else jnp.sum(chosen)
+    return jnp.sum(jnp.where(counts, loss, 0)) / number
+
+
+def debiased_ntxent(a: Array, b: Array, temperature: float = 0.5, prior: float = 0.1) -> Array:
+    """`ntxent` less what examples of one's own class are expected to add to the negatives.
+
+    Chuang et al., "Debiased contrastive learning", NeurIPS 2020, eq. 8; Wangt-CN/IP-IRM, `main.py`:
+    `train` with `--debiased`.
+
+    Args:
+      a, b: f32[N, D]; row i of `a` and row i of `b` are partners.
+      temperature: divides the cosines.
+      prior: probability that a negative is of the row's own class, from 0 (`ntxent`) to below 1.
+
+    Returns:
+      f32[].
+    """
+    similarity, positive = _similarities(a, b, temperature)
+    n = len(similarity)
+    partner = np.roll(np.eye(n, dtype=bool), n // 2, axis=1)
+    # All exponentials are times exp(-1 / temperature), the largest possible: none overflows.
+    own = jnp.exp(positive - 1 / temperature)
+    others = jnp.where(partner, -jnp.inf, similarity)
+    negative = jnp.sum(jnp.exp(others - 1 / temperature), axis=-1)
+    floor = (n - 2) * np.exp(-2 / temperature)  # none is farther than its opposite
+    negative = jnp.maximum((negative - prior * (n - 2) * own) / (1 - prior), floor)
+    return jnp.mean(jnp.log(own + negative) - (positive - 1 / temperature))
 
 
 _QUEUE_ROWS = 4096  # of the queue that meet the batch at once

@@ -17,6 +17,7 @@ from etils import epath
 from jaxequi import cli
 from jaxequi.data.errors import DataError
 from jaxequi.data.sources._files import open_file
+from jaxequi.data.sources.fewshot import choose
 from jaxequi.data.sources.folder import Folder
 from jaxequi.errors import Refusal
 
@@ -26,31 +27,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draw.", 0, flag_values=FLAGS)
 _INDEPENDENT = flags.DEFINE_bool(
     "independent", False, "Draw for each class anew.", flag_values=FLAGS
 )
-
-
-def choose(
-    counts: list[int], shots: int, seed: int, *, independent: bool, pool: int = 50
-) -> list[np.ndarray]:
-    """Choose sorted positions i64[shots] for each class of `counts` files.
-
-    Args:
-      counts: files of each class.
-      shots: files to keep of a class.
-      seed: of the draw.
-      independent: draw for each class out of all its files, in place of once out of `pool`.
-      pool: positions that the common draw chooses from.
-
-    Raises:
-      DataError: a class has too few files.
-    """
-    least = min(counts)
-    if shots < 1 or shots > least or (not independent and pool > least):
-        need = shots if independent else max(shots, pool)
-        raise DataError(f"every class must have {need} files; the smallest has {least}.")
-    rng = np.random.default_rng(seed)
-    if independent:
-        return [np.sort(rng.choice(count, shots, replace=False)) for count in counts]
-    return [np.sort(rng.choice(pool, shots, replace=False))] * len(counts)
 
 
 def subset(

@@ -21,6 +21,7 @@ from jaxequi.evals import turned
 from jaxequi.groups import quaternions
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
 from jaxequi.probes import pictures
+from jaxequi.runs import table
 from jaxequi.train import log
 from jaxequi.train.workdir import CONFIG_FILE, EXAMPLES_FILE
 
@@ -83,7 +84,8 @@ def examples(arrays: Mapping[str, np.ndarray]) -> Figure:
         label = arrays["label"][at]
         title = [str(names[label] if names is not None else label)] if view == 0 else [""]
         if latents is not None:
-            rx, ry, rz, floor, theta, phi, hue = latents[at, view]
+            # Several pipes may show one stored view.
+            rx, ry, rz, floor, theta, phi, hue = latents[at, min(view, latents.shape[1] - 1)]
             degrees = np.degrees([rx, ry, rz, theta, phi])
             title += [
                 "rot {:.0f} {:.0f} {:.0f}".format(*degrees[:3]),
@@ -182,6 +184,12 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
             )
             made[f"Accuracy by angle ({which})"] = (f"angles_{which}", angles)
 
+    if (config.get("method") or {}).get("name") == "eqinv":
+        from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
+
+        sets = sorted(workdir.glob("features_*.npz"))
+        made |= environments.figures(workdir, {file.stem: _load(file) for file in sets})
+
     folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)
     for name, figure in made.values():
@@ -196,12 +204,18 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>"
         for name, value in sorted(rows[-1].items())
     )
+    compared = ""
+    if config.get("compare"):
+        runs = {name: table.read(workdir / name) for name in config["compare"]}
+        cells = table.beside({**runs, "this run": table.read(workdir)})
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in cells)
+        compared = f"<h2>Comparison</h2><table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
     page = workdir / "report.html"
     page.write_text(
         f"<!doctype html><meta charset=utf-8><title>{html.escape(workdir.name)}</title>"
         "<style>body{font:15px system-ui;margin:2em;max-width:1200px}img{max-width:100%}"
         "td{padding:0 1em 0 0}pre{background:#f4f4f4;padding:1em;overflow:auto}</style>"
-        f"<h1>{html.escape(workdir.name)}</h1>{''.join(body)}"
+        f"<h1>{html.escape(workdir.name)}</h1>{compared}{''.join(body)}"
         f"<h2>Last logged step</h2><table>{last}</table>"
         f"<h2>Config</h2><pre>{html.escape(json.dumps(config, indent=2))}</pre>\n"
     )

@@ -34,6 +34,7 @@ class Column(NamedTuple):
 
     title: str
     metrics: Sequence[str]
+    best: str = ""  # of the step with the highest value of this metric, in place of the last
 
 
 COLUMNS = (
@@ -54,7 +55,12 @@ COLUMNS = (
             "val/online/top5/representation{suffix}",
         ),
     ),
+    Column("test top-1", ("testgt/classification/top1",)),
+    Column("test top-1 at best", ("testgt/classification/top1",), "val/classification/top1"),
+    Column("misled", ("testgt/context/misled",)),
     Column("kNN", ("val/knn/top1",)),
+    Column("k", ("val/knn/k",)),
+    Column("T", ("val/knn/temperature",)),
     Column("rank", ("val/rank/effective_rank",)),
     Column("all quarter turns", ("val/turned/accuracy/unseen",)),
     Column(
@@ -89,6 +95,8 @@ class Run:
         method = self.config.get("method") or {}
         if not self.config.get("init_from") or method.get("name") not in ("linear", "supervised"):
             return ""
+        if self.config.get("protocol"):
+            return self.config["protocol"]
         if method["name"] == "supervised":
             return "fine-tuned"
         if not method["heads"]:
@@ -105,6 +113,17 @@ class Run:
     def last(self, metric: str) -> float | None:
         """The last logged value of a metric."""
         return next((row[metric] for row in reversed(self.rows) if metric in row), None)
+
+    def value(self, column: Column, part: str = "all") -> float | None:
+        """What a column shows of the run."""
+        about_parts = [metric for metric in column.metrics if "{" in metric]
+        for metric in column.metrics if part == "all" else about_parts:
+            name = metric.format(part=part, suffix=PARTS[part])
+            rows = [row for row in self.rows if name in row and column.best in (*row, "")]
+            if rows:
+                best = max(rows, key=lambda row: row[column.best]) if column.best else rows[-1]
+                return best[name]
+        return None
 
 
 def read(folder: pathlib.Path) -> Run:
@@ -206,14 +225,9 @@ def rows(trained: Sequence[Trained]) -> list[Row]:
             for run in one.evaluations
         ]
         for encoder, protocol, run in sources or [(ONLINE, ONLINE, one.run)]:
-            for part, suffix in PARTS.items():
+            for part in PARTS:
                 for column in COLUMNS:
-                    about_parts = [m for m in column.metrics if "{" in m]
-                    found = (
-                        run.last(metric.format(part=part, suffix=suffix))
-                        for metric in (column.metrics if part == "all" else about_parts)
-                    )
-                    value = next((value for value in found if value is not None), None)
+                    value = run.value(column, part)
                     if value is not None:
                         cells = table.setdefault((label, encoder, part, protocol), {})
                         cells.setdefault(column.title, []).append(value)
@@ -243,6 +257,18 @@ def cells(table: Sequence[Row]) -> list[list[str]]:
         for row in table
     ]
     return [head, *body]
+
+
+def beside(runs: Mapping[str, Run]) -> list[list[str]]:
+    """A table of runs as they are called, its head first: what each measured itself."""
+    found = {name: [run.value(column) for column in COLUMNS] for name, run in runs.items()}
+    used = [i for i in range(len(COLUMNS)) if any(row[i] is not None for row in found.values())]
+    head = ["run", *(COLUMNS[i].title for i in used)]
+    numbers = (
+        [name, *("" if row[i] is None else f"{row[i]:.3f}" for i in used)]
+        for name, row in found.items()
+    )
+    return [head, *numbers]
 
 
 def markdown(table: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxequi.train.state import TrainState
 from jaxequi.types import Features, PyTree
 
 WORTH_SAYING = 2**28  # bytes of features that a user should know of before they fill the memory
+LOOKS = 1000  # at most, of one refit
 REFIT_KEY = 0x5EF17  # folded in, so that a refit draws other numbers than the step that follows it
 
 
@@ -117,8 +119,18 @@ def refit(
     key = jax.random.fold_in(jax.random.fold_in(state.key, REFIT_KEY), step)
     keys = jax.random.split(key)
     keep = (*work.features, *REFIT_READS)
-    features = encode(job, a_pass, encoder, keep, state, say, key=keys[0])
-    extra = work.fn(state.extra, features, keys[1])
+
+    def look(number: int, rows: np.ndarray | None = None) -> dict[str, Any]:
+        place = step * LOOKS + number  # no two passes of a run draw the same on the host
+        shown = dataclasses.replace(
+            a_pass,
+            batches=lambda: a_pass.batches(place, rows),
+            examples=a_pass.examples if rows is None else len(rows),
+        )
+        key = jax.random.fold_in(keys[0], number)
+        return encode(job, shown, encoder, keep, state, say, key=key)
+
+    extra = work.fn(state.extra, look if work.looks else look(0), keys[1])
     before, after = (
         [(jax.tree_util.keystr(path), np.shape(leaf), np.dtype(leaf.dtype)) for path, leaf in
          jax.tree_util.tree_leaves_with_path(tree)]

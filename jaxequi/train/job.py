@@ -23,7 +23,8 @@ class Pass:
     """A pass over a set: each example once, in storage order.
 
     Attributes:
-      batches: `() -> context of host batches`, with `mask`.
+      batches: `() -> context of host batches`, with `mask`. A refit gives a number, on which hangs
+        what the host draws, and the examples in their order, or None for all as stored.
       batch_size: global size of those batches.
       examples: how many there are.
       shapes: `() -> shapes and dtypes of a global batch`; reads one example at most.

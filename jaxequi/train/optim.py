@@ -147,6 +147,7 @@ def one(
     base_lr: float | None = None,
     schedule: str = "constant",
     warmup_steps: int = 0,
+    warmup_part: float = 0.0,
     drops: tuple[float, ...] = (),
     factor: float = 0.1,
     warmup_from: float = 0.0,
@@ -167,6 +168,8 @@ def one(
       schedule, warmup_steps, drops, factor, warmup_from, end, pieces: see `make_schedule`. With
         "onecycle" the first beta of adam cycles too, from 0.95 to 0.85 and back (torch's
         `cycle_momentum`).
+      warmup_part: the warm-up as a part of the run, 0.1 for 10 epochs of 100, in place of
+        `warmup_steps`.
       weight_decay: times the parameter. In adam and sgd it is added to the gradient before all
         else (torch's coupled L2); in adamw to the step, before the learning rate.
       no_decay: parameters without weight decay, as a pattern; an empty one leaves none out.
@@ -198,6 +201,12 @@ def one(
             f"learning rate {height}, weight_decay={weight_decay}: neither may be below 0, or "
             "infinite; what shrinks a loss is subtracted already"
         )
+    if (warmup_part and warmup_steps) or not 0 <= warmup_part <= 1:
+        raise Refusal(
+            f"warmup_steps={warmup_steps}, warmup_part={warmup_part}: give one of the two; the "
+            "latter is a part of the run, 0 to 1"
+        )
+    warmup_steps = warmup_steps or round(warmup_part * total_steps)
     if schedule == "onecycle":
         if name not in ("adam", "adamw") or "betas" in options:
             raise Refusal(

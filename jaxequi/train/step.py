@@ -117,8 +117,9 @@ def make_eval_step(
     """
 
     def eval_step(params: PyTree, extra: PyTree, batch: Batch, key: Array) -> Features:
-        found = {name: value for name, value in batch.items() if name != "views"}
-        found |= method.encode(params, extra, augment(key, batch)["views"])
+        seen = augment(key, batch)
+        found = {name: value for name, value in seen.items() if name not in ("views", "aug")}
+        found |= method.encode(params, extra, seen["views"])
         missing = [name for name in keep if name not in found]
         if missing:
             raise Refusal(

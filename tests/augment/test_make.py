@@ -79,7 +79,14 @@ def test_eight_devices_draw_what_one_draws(keys):
         (lambda: augment.make(["normalise('imagnet')"]), "Did you mean 'imagenet'"),
         (lambda: augment.make(["normalise((0, 0, 0), (1, 1, 0))"]), "three means"),
         (lambda: augment.make([]), "at least one view"),
-        (lambda: augment.make(["normalise('unit')"], "mixing()"), "missing a required"),
+        (
+            lambda: augment.make(["normalise('unit')"], "mixing()")(jax.random.key(0), BATCH),
+            "mixing of None classes",
+        ),
+        (
+            lambda: augment.make(["normalise('unit')"], "mixing(3)", 4)(jax.random.key(0), BATCH),
+            "mixing of 3 classes, and the data have 4",
+        ),
         (lambda: augment.make(["normalise('unit')"], "mixing(3)|mixing(3)"), "mixed once"),
         (
             lambda: augment.make(["normalise('unit')"] * 3)(jax.random.key(0), BATCH),

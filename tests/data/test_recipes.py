@@ -208,7 +208,7 @@ def test_recipes_of_every_make_run(name):
         "label": np.array([3, 3]),
         "aug": jax.tree.map(lambda *x: np.stack(x), *[r["aug"] for r in records]),
     }
-    out = jax.jit(augment.make(recipe.augment, recipe.mix))(jax.random.key(0), batch)
+    out = jax.jit(augment.make(recipe.augment, recipe.mix, classes=10))(jax.random.key(0), batch)
     side = 97 if name == "pcam" else 32
     assert out["views"].shape == (2, len(recipe.views), side, side, 3)
     assert out["views"].dtype == jnp.float32

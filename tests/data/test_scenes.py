@@ -9,6 +9,7 @@ import pytest
 
 from jaxequi.data import objects, raycast
 from jaxequi.data.sources import scenes
+from jaxequi.errors import Refusal
 
 SIZE = 16
 
@@ -160,3 +161,20 @@ def test_bad_settings_are_refused(kwargs, message):
 def test_bad_readings_are_refused(rows, views, message):
     with pytest.raises(ValueError, match=message):
         small().read(rows, np.array(views))
+
+
+def test_the_context_tells_the_class_in_training_alone():
+    train, val = (
+        small(split, num_objects=240, num_views=2, context=context)
+        for split, context in (("train", 0.75), ("val", 0.0))
+    )
+    for source, share in ((train, 0.75), (val, 0.0)):
+        own = [scenes.hues(label) for label in source.labels]
+        off = source.latents[:, :, scenes.HUES] - [[pair] for pair in own]
+        near = (abs((off + 0.5) % 1 - 0.5) < 0.06).all(axis=-1)
+        assert abs(near.mean() - share) < 0.06
+    plain = small("train", num_objects=240, num_views=2)
+    others = [i for i in range(7) if i not in scenes.HUES]
+    assert (plain.latents[:, :, others] == train.latents[:, :, others]).all()
+    with pytest.raises(Refusal, match="from 0 to 1"):
+        scenes.make("train", context=1.5)

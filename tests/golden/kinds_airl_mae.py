@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import names_airl as table
@@ -21,10 +21,9 @@ from jaxequi.methods import mae, supervised
 from jaxequi.models import mae as decoders
 from jaxequi.models.vit import ViT, layer_decay
 from jaxequi.nn import transformer
-from jaxequi.nn.heads import Linear
 from jaxequi.nn.norm import BatchNorm
-from jaxequi.objectives import classification
 from jaxequi.train import lars, optim
+from jaxequi.types import OWN, collections
 
 FIXED = ("pos_embed", "decoder_pos_embed")  # constants of ours
 
@@ -226,59 +225,61 @@ def scales_of(params, factors):
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-class Probe(nn.Module):
-    """A linear layer on frozen features, with a norm before or behind it."""
-
-    classes: int
-    before: BatchNorm | None = None
-    behind: BatchNorm | None = None
-
-    @nn.compact
-    def __call__(self, x, train):
-        if self.before is not None:
-            x = self.before(x, use_running_average=not train)
-        x = Linear(self.classes, name="linear")(x)
-        return x if self.behind is None else self.behind(x, use_running_average=not train)
+HEAD = "classification-all-linear"
 
 
-class ProbeRun:
-    """The loop that trains a probe."""
+class Probe:
+    """`methods.linear` with the case's classifier on the case's frozen network, and its loop."""
 
-    def __init__(self, probe, optimizer, variables):
-        self.params, self.state = variables.pop("params"), variables
+    def __init__(self, network, frozen, optimizer, state, torch_names, x, classes, **options):
+        self.names = mapping.by_module(
+            {f"{HEAD}/linear_0": torch_names[0], f"{HEAD}-norm": torch_names[1]}.get
+        )
+        method = names.find("methods", "linear")(
+            backbone=network,
+            num_classes=classes,
+            heads={"classification": ("linear",)},
+            **options,
+        )
+        shapes, extra = jax.eval_shape(method.init, jax.random.key(0), {"views": x[:, None]})
+        tree = mapping.from_torch(state, {"params": shapes, **collections(extra)}, self.names)
+        self.params = tree.pop("params")
+        self.extra = {**tree, OWN: {"backbone": frozen}}
+        self.encode = jax.jit(method.encode)
         self.opt_state = optimizer.init(self.params)
 
         @jax.jit
-        def step(params, state, opt_state, features, labels):
-            def loss(params):
-                logits, after = probe.apply(
-                    {"params": params, **state}, features, True, mutable=list(state)
-                )
-                return classification.cross_entropy(logits, labels), (logits, dict(after))
-
-            (value, (logits, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        def step(params, extra, opt_state, batch):
+            loss = jax.value_and_grad(method.loss, has_aux=True)
+            (value, output), grads = loss(params, extra, batch, jax.random.key(0), None)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return value, logits, grads, params, state, opt_state
+            return value, output, grads, params, opt_state
 
         self.compiled = step
 
-    def step(self, features, labels):
-        """Take a step; returns loss, logits and gradient."""
-        *seen, self.params, self.state, self.opt_state = self.compiled(
-            self.params, self.state, self.opt_state, features, jnp.asarray(labels, jnp.int32)
+    def step(self, x, labels):
+        """Take a step; returns loss, output and gradient."""
+        batch = {"views": jnp.asarray(x)[:, None], "label": jnp.asarray(labels, jnp.int32)}
+        *seen, self.params, self.opt_state = self.compiled(
+            self.params, self.extra, self.opt_state, batch
         )
+        self.extra = seen[1].extra
         return seen
+
+    def logits(self, x):
+        """Of images, in evaluation mode."""
+        found = self.encode(self.params, self.extra, jnp.asarray(x)[:, None])
+        return found["heads"][HEAD][:, 0]
 
 
 def linear_eval(case: Case) -> None:
     """Steps of a classifier on frozen features in evaluation mode."""
     meta = case.meta
-    net, probe_names = backbone(meta), mapping.by_module({"linear": "0", "behind": "1"}.get)
+    net = backbone(meta)
     state = {k: v for k, v in case.under("param/backbone").items() if not k.startswith("fc")}
-    x = jnp.asarray(images(case["in/x_0"]))
-    frozen = variables_of(state, net, x, names=table.RESNET)
-    represent = jax.jit(lambda x: net.apply(frozen, x, False))
+    x = [images(case[f"in/x_{i}"]) for i in range(len(case["out/lr_used"]))]
+    frozen = variables_of(state, net, x[0], names=table.RESNET)
 
     total = meta["total_epochs"] * meta["iters_per_epoch"]
     parts = [m / meta["total_epochs"] for m in meta["milestones"]]
@@ -292,50 +293,40 @@ def linear_eval(case: Case) -> None:
         momentum=meta["momentum"],
         nesterov=meta["nesterov"],
         total_steps=total,
-        batch_size=len(x),
+        batch_size=len(x[0]),
         **options,
     )
-    probe_state = case.under("param/classifier")
-    if not meta["cls_bn"]:
-        probe_state = {f"0.{name}": array for name, array in probe_state.items()}
-    probe = Probe(len(probe_state["0.bias"]), behind=BatchNorm() if meta["cls_bn"] else None)
-    width = jnp.zeros((2, net.features))
-    run = ProbeRun(probe, optimizer, variables_of(probe_state, probe, width, names=probe_names))
+    prefix = "" if meta["cls_bn"] else "0."
+
+    def classifier(key):
+        return {f"{prefix}{name}": array for name, array in case.under(key).items()}
+
+    start = classifier("param/classifier")
+    more = {"batch_norm": "behind"} if meta["cls_bn"] else {}
+    probe = Probe(net, frozen, optimizer, start, "01", x[0], len(start["0.bias"]), **more)
     table_of_rates = [schedule(i) for i in range(len(case["out/lr_table"]))]
     close(table_of_rates, case["out/lr_table"], **EXACT, name="rates")
     for i, expected in enumerate(case["out/lr_used"]):
         close(schedule(i), expected, **EXACT, name="rate")
-        features = represent(jnp.asarray(images(case[f"in/x_{i}"])))
+        loss, output, _ = probe.step(x[i], case[f"in/y_{i}"])
+        features = output.features["representation"][:, 0]
         close(features, case[f"out/feat_{i}"], **FORWARD, name="features")
-        loss, logits, _ = run.step(features, case[f"in/y_{i}"])
         close(loss, case[f"out/loss_{i}"], **FORWARD, name=f"loss {i}")
         for k in (1, 5):
-            top = 100 * classification.top_k(logits, jnp.asarray(case[f"in/y_{i}"]), k)
+            top = 100 * output.metrics[f"top{k}/{HEAD}"]
             close(top, case[f"out/top{k}_{i}"], **EXACT, name=f"top {k}")
-    after = {"params": run.params, **run.state}
-    expected = case.under("out/classifier")
-    if not meta["cls_bn"]:
-        expected = {f"0.{name}": array for name, array in expected.items()}
-    close_state(after, expected, probe_names, FORWARD)
-    logits = probe.apply(after, represent(x), False)
-    close(logits, case["out/eval_logits_batch0"], **FORWARD, name="eval logits")
+    after = {"params": probe.params, **collections(probe.extra)}
+    close_state(after, classifier("out/classifier"), probe.names, FORWARD)
+    close(probe.logits(x[0]), case["out/eval_logits_batch0"], **FORWARD, name="eval logits")
 
 
 def linprobe(case: Case) -> None:
     """Steps of MoCo v3's LARS on a norm without scale and shift, and a linear layer."""
     meta = case.meta
     network = vit(meta, pool="mean" if meta["global_pool"] else "token", positions="learned")
-    heads = ("head.",)
-    state = {k: v for k, v in case.under("param").items() if not k.startswith(heads)}
-    x = jnp.asarray(images(case["in/imgs_0"]))
-    frozen = variables_of(state, network, x, names=table.mae)
-    represent = jax.jit(lambda x: network.apply(frozen, x, False))
-
-    norm = BatchNorm(affine=False, epsilon=meta["ln_eps"], momentum=meta["bn_momentum"])
-    probe = Probe(meta["C"], before=norm)
-    names_of = mapping.by_module({"linear": "head.1", "before": "head.0"}.get)
-    head = {k: v for k, v in case.under("param").items() if k.startswith(heads)}
-    variables = variables_of(head, probe, jnp.zeros((2, meta["D"])), names=names_of)
+    state = {k: v for k, v in case.under("param").items() if not k.startswith("head.")}
+    x = [images(case[f"in/imgs_{i}"]) for i in range(len(meta["lrs"]))]
+    frozen = variables_of(state, network, x[0], names=table.mae)
     rates = jnp.asarray(meta["lrs"])
     optimizer = lars.lars_mocov3(
         lambda t: rates[t],
@@ -344,21 +335,29 @@ def linprobe(case: Case) -> None:
         momentum=meta["momentum"],
         trust=meta["trust"],
     )
-    run = ProbeRun(probe, optimizer, variables)
+    head = {k: v for k, v in case.under("param").items() if k.startswith("head.")}
+    probe = Probe(
+        network,
+        frozen,
+        optimizer,
+        head,
+        ("head.1", "head.0"),
+        x[0],
+        meta["C"],
+        batch_norm="before",
+        norm_epsilon=meta["ln_eps"],
+        norm=functools.partial(BatchNorm, momentum=meta["bn_momentum"]),
+    )
     for i in range(len(meta["lrs"])):
-        features = represent(jnp.asarray(images(case[f"in/imgs_{i}"])))
-        loss, _, grads = run.step(features, case[f"in/label_{i}"])
+        loss, _, grads = probe.step(x[i], case[f"in/label_{i}"])
         close(loss, case[f"out/loss_{i}"], **FORWARD, name=f"loss {i}")
         for key, leaf in (("weight", "kernel"), ("bias", "bias")):
-            gradient, value = grads["linear"][leaf].T, run.params["linear"][leaf].T
+            gradient, value = (tree[HEAD]["linear_0"][leaf].T for tree in (grads, probe.params))
             close(gradient, case[f"grad/{key}_{i}"], **FORWARD, name=f"gradient of {key} {i}")
             close(value, case[f"out/{key}_{i}"], **FORWARD, name=f"{key} {i}")
-    after = {"params": run.params, **run.state}
     stored = {f"head.0.running_{k}": case[f"out/bn_running_{k}"] for k in ("mean", "var")}
-    close_state(run.state, stored, names_of, FORWARD)
-    close(
-        probe.apply(after, features, False), case["out/eval_logits"], **FORWARD, name="eval logits"
-    )
+    close_state(collections(probe.extra), stored, probe.names, FORWARD)
+    close(probe.logits(x[-1]), case["out/eval_logits"], **FORWARD, name="eval logits")
 
 
 MAE = {

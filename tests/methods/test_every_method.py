@@ -33,6 +33,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("moco", "byol", "simsiam"), "views pass networks of their own: methods/test_siamese.py"
     ),
+    "eqinv": "it has labels and a table: methods/test_eqinv.py, experiment/test_before.py",
     "mae": "it has one view, of which it hides parts: methods/test_mae.py",
     "linear": "it trains no backbone: tests/methods/test_linear.py",
     "supervised": "it has one view and no embedding: tests/methods/test_supervised.py",

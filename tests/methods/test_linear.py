@@ -213,7 +213,7 @@ def test_a_norm_before_the_head_has_neither_scale_nor_bias():
         backbone=Stored(WIDTH),
         num_classes=CLASSES,
         heads={"classification": ("linear",)},
-        batch_norm=True,
+        batch_norm="before",
     )
     params, extra = method.init(jax.random.key(0), batch())
     assert set(params) == {"classification-all-linear"}
@@ -231,6 +231,33 @@ def test_a_norm_before_the_head_has_neither_scale_nor_bias():
     expected = remembered @ layer["kernel"] + layer["bias"]
     found = method.encode(params, output.extra, batch()["views"])["heads"]
     np.testing.assert_allclose(found["classification-all-linear"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_behind_the_head_scales_and_shifts_what_it_says():
+    """revisitAIRL's `--cls-bn`, in two groups of its own; and weights that start small."""
+    method = linear.make(
+        backbone=Stored(WIDTH),
+        num_classes=CLASSES,
+        heads={"classification": ("linear",)},
+        batch_norm="behind",
+        norm_groups=2,
+        norm_epsilon=1e-3,
+        head_std=0.01,
+    )
+    params, extra = method.init(jax.random.key(0), batch())
+    layer = params["classification-all-linear"]["linear_0"]
+    norm = params["classification-all-linear-norm"]
+    assert not layer["bias"].any()
+    assert 0.003 < np.std(layer["kernel"]) < 0.02
+    norm["scale"], norm["bias"] = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, -0.5])
+    logits = batch()["views"][:, 0] @ layer["kernel"]
+    halves = logits.reshape(2, 8, CLASSES)
+    mean, var = halves.mean(1, keepdims=True), halves.var(1, keepdims=True)
+    normed = ((halves - mean) / np.sqrt(var + 1e-3)).reshape(16, CLASSES)
+    said = normed * np.array([1.0, 2, 3]) + np.array([0.5, 0, -0.5])
+    told = jax.nn.log_softmax(said)[np.arange(16), batch()["label"]]
+    loss, _ = method.loss(params, extra, batch(), None, None)
+    np.testing.assert_allclose(loss, -told.mean(), rtol=1e-4)
 
 
 def test_numbers_are_told_of_pairs_of_views():

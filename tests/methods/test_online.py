@@ -164,7 +164,24 @@ def test_encode_gives_what_training_compares():
     )
 
 
+def test_the_last_view_alone_may_teach_the_heads():
+    """As revisitAIRL's classifier, which sees the feature that the last pass left behind."""
+    method = with_online_heads(a_method({}), num_classes=CLASSES, last_view=True)
+    batch = a_batch(views=3)
+    params, extra = method.init(jax.random.key(0), batch)
+    head = params["online"]["label_representation"]
+    head["kernel"] = jax.random.normal(jax.random.key(3), (5, CLASSES))
+    found = method.loss(params, extra, batch, jax.random.key(1), None)[1].metrics
+    logits = batch["views"][:, 2] @ head["kernel"] + head["bias"]
+    told = jax.nn.log_softmax(logits)[np.arange(BATCH), np.asarray(batch["label"])]
+    np.testing.assert_allclose(found["online/loss"], -told.mean(), rtol=1e-5)
+    asked = method.encode(params, extra, batch["views"])["online"]["logits/representation"]
+    assert asked.shape == (BATCH, 3, CLASSES)  # every view in evaluation
+
+
 def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(Refusal, match="read off two views"):
+        with_online_heads(a_method(), num_classes=2, relation="rotation", last_view=True)
     with pytest.raises(Refusal, match="num_classes=0"):
         with_online_heads(a_method(), num_classes=0)
     with pytest.raises(Refusal, match="Did you mean 'rotation'"):

@@ -2,8 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 
+from jaxequi.data.sources import fewshot
 from jaxequi.prepare import fewshot_subset
 
 
@@ -86,3 +88,25 @@ def test_a_pipe_among_the_pictures_is_named(train, tmp_path):
     with pytest.raises(ValueError, match=r"07\.jpg is a pipe"):
         fewshot_subset.subset(train, tmp_path / "out", 10)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_source_takes_the_same_of_any_source(train, tmp_path):
+    """Of a source that knows its labels, and of one that must be read for them."""
+    folder = {"name": "folder", "root": str(train)}
+    fewshot_subset.subset(train, tmp_path / "out", 5, seed=3)
+    expected = kept(tmp_path / "out")["a"]
+    read = {"name": "subset", "source": folder, "seed": 1}
+    for source, few in ((folder, expected), (read, None)):
+        found = fewshot.make(source, 5, seed=3)
+        records = found.read(range(len(found)), np.zeros((len(found), 1), int))
+        images = [record["image"][0].decode() for record in records]
+        assert [record["label"] for record in records].count(2) == 5
+        if few is not None:
+            assert images == [f"{name}{number}" for name in "abc" for number in few]
+        assert len(set(images)) == 15
+    anew = fewshot.make(folder, 5, seed=3, independent=True)
+    images = [anew.read([row], np.zeros((1, 1), int))[0]["image"][0] for row in range(15)]
+    assert len({image[1:] for image in images}) > 5
+    (train / "b" / "00.jpg").unlink()
+    with pytest.raises(ValueError, match=r"'b' has 49 examples in .*take 1 to 49 shots"):
+        fewshot.make(folder, 50)

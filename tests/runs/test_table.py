@@ -65,10 +65,16 @@ def test_each_protocol_and_encoder_is_a_row(tmp_path):
             ({}, {"val/heads/top1/classification-all-linear": 0.5}),
             ({"total_steps": 20}, {"val/heads/top1/classification-all-linear": 0.6}),
             ({"init_encoder": "target"}, {"val/heads/top1/classification-all-linear": 0.7}),
+            ({"protocol": "airl"}, {"val/heads/top1/classification-all-linear": 0.65}),
             ({"method": {"name": "supervised"}}, {"val/classification/top1": 0.8}),
             (
                 {"method": {"name": "linear", "heads": {}}, "total_steps": 0},
-                {"val/knn/top1": 0.9, "val/rank/effective_rank": 4.0},
+                {
+                    "val/knn/top1": 0.9,
+                    "val/knn/k": 20,
+                    "val/knn/temperature": 0.07,
+                    "val/rank/effective_rank": 4.0,
+                },
             ),
         ]
     ):
@@ -78,8 +84,9 @@ def test_each_protocol_and_encoder_is_a_row(tmp_path):
         ("online", "clean, 9 steps", {"top-1": [0.5]}),
         ("online", "clean, 20 steps", {"top-1": [0.6]}),
         ("target", "clean, 9 steps", {"top-1": [0.7]}),
+        ("online", "airl, 9 steps", {"top-1": [0.65]}),
         ("online", "fine-tuned, 9 steps", {"top-1": [0.8]}),
-        ("online", "no head", {"kNN": [0.9], "rank": [4.0]}),
+        ("online", "no head", {"kNN": [0.9], "k": [20], "T": [0.07], "rank": [4.0]}),
     ]
 
 

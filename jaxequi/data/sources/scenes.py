@@ -27,8 +27,11 @@ LATENT_NAMES = (
     "light phi",
     "light hue",
 )
+HUES = [LATENT_NAMES.index(name) for name in ("floor hue", "light hue")]
 LATENT_LOW = (-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0)
 LATENT_HIGH = (np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1)
+
+CONTEXT_SPREAD = 0.02  # standard deviation of a hue about its class's own
 
 MEAN = (0.51, 0.50, 0.50)  # of the pixels / 255, for each channel
 STD = (0.15, 0.15, 0.15)
@@ -45,6 +48,7 @@ def make(
     num_views: int = 50,
     seed: int = 0,
     cache_mb: float = 256,
+    context: float = 0.0,
 ) -> Scenes:
     """A split of the embedded data set.
 
@@ -56,6 +60,8 @@ def make(
       seed: of the objects and of their latents.
       cache_mb: megabytes of pictures to keep. They are kept in the order in which they are read;
         those for which no room is left are computed at each reading.
+      context: share of the views whose floor and light have the hues of the object's class, in
+        place of any: a bias from which a class can be told without looking at the object.
 
     Raises:
       ValueError: unknown split, or a number out of range.
@@ -69,6 +75,8 @@ def make(
             raise Refusal(f"{name} must be at least {least}, got {value}")
     if num_objects > MOST_OBJECTS:
         raise Refusal(f"num_objects must be at most {MOST_OBJECTS}, got {num_objects}")
+    if not 0 <= context <= 1:
+        raise Refusal(f"context={context}: the share of views with their class's hues, from 0 to 1")
     if cache_mb < 0:
         raise Refusal(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
     numbers = [n for n in range(num_objects) if _is_validation(n) == (split == "val")]
@@ -76,7 +84,7 @@ def make(
         raise Refusal(
             f"num_objects={num_objects} leaves the split {split!r} empty; at least 5 are needed"
         )
-    return Scenes(numbers, image_size, num_views, seed, cache_mb)
+    return Scenes(numbers, image_size, num_views, seed, cache_mb, context)
 
 
 def _is_validation(number: int) -> bool:
@@ -88,6 +96,21 @@ def latents(seed: int, number: int, num_views: int) -> np.ndarray:
     """Latents of the views of an object, uniform in their ranges: f64[num_views, 7]."""
     rng = np.random.default_rng((seed, number, 1))
     return rng.uniform(LATENT_LOW, LATENT_HIGH, (num_views, len(LATENT_NAMES)))
+
+
+def hues(label: int) -> tuple[float, float]:
+    """The hues of floor and light that `context` gives the views of a class."""
+    classes = len(objects.CLASS_NAMES)
+    return label / classes, (0.5 + 5 * label / classes) % 1
+
+
+def in_context(seed: int, number: int, latents: np.ndarray, context: float) -> np.ndarray:
+    """Latents f64[num_views, 7] of an object, the share `context` of them with its class's hues."""
+    rng = np.random.default_rng((seed, number, 2))
+    biased = rng.uniform(size=len(latents)) < context
+    own = rng.normal(hues(objects.label(number)), CONTEXT_SPREAD, (len(latents), 2)) % 1
+    latents[:, HUES] = np.where(biased[:, None], own, latents[:, HUES])
+    return latents
 
 
 class Scenes:
@@ -104,13 +127,21 @@ class Scenes:
     class_names: Sequence[str] = objects.CLASS_NAMES
 
     def __init__(
-        self, numbers: Iterable[int], image_size: int, num_views: int, seed: int, cache_mb: float
+        self,
+        numbers: Iterable[int],
+        image_size: int,
+        num_views: int,
+        seed: int,
+        cache_mb: float,
+        context: float = 0.0,
     ):
         numbers = list(numbers)
         self.image_size = image_size
         self.num_views = num_views
         self.labels = np.array([objects.label(n) for n in numbers])
-        self.latents = np.stack([latents(seed, n, num_views) for n in numbers])
+        self.latents = np.stack(
+            [in_context(seed, n, latents(seed, n, num_views), context) for n in numbers]
+        )
         self.parts = Parts(*map(np.stack, zip(*(objects.build(seed, n) for n in numbers))))
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = int(cache_mb * 2**20 / (3 * image_size**2))

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from jaxequi.errors import Refusal
-from jaxequi.interop.formats import File, Network, State, _gconv, check
+from jaxequi.interop.formats import File, Network, State, _gconv, _optimizer, check
 from jaxequi.interop.mapping import Table
 from jaxequi.models import gresnet
 from jaxequi.types import PyTree
@@ -100,21 +100,9 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
 def _imagenet(state: dict[str, Any], epoch: int) -> dict[str, Any]:
     """A checkpoint of imagenet/main.py: the network under DDP's prefix, and a fresh SGD."""
     parameters = [k for k in state if not k.rpartition(".")[2].startswith(("running", "num_"))]
-    sgd = {
-        "lr": 0.1,
-        "momentum": 0.9,
-        "dampening": 0,
-        "weight_decay": 1e-4,
-        "nesterov": False,
-        "maximize": False,
-        "foreach": None,
-        "differentiable": False,
-        "fused": None,
-        "params": list(range(len(parameters))),
-    }
     return {
         "epoch": epoch,
         "state_dict": {f"module.{name}": array for name, array in state.items()},
         "best_prec1": 0.0,
-        "optimizer": {"state": {}, "param_groups": [sgd]},
+        "optimizer": _optimizer.fresh([(len(parameters), _optimizer.sgd(0.1, 0.9, 1e-4))]),
     }

@@ -47,7 +47,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     """Read a state dict; see `formats.Format`. It says itself what network it is of."""
     classes = len(state["fc.weight"]) if "fc.weight" in state else 0
     if config is None:
-        config = described(_architecture(state), classes or 1000)
+        config = described(architecture(state), classes or 1000)
     check(native(config), config)
     left_out = mapping.passed_over(state, mapping.COUNTERS)
     template = networks.shapes(config, classes)
@@ -97,7 +97,7 @@ def described(architecture: str, num_classes: int) -> ml_collections.ConfigDict:
     )
 
 
-def _architecture(state: State) -> str:
+def architecture(state: State) -> str:
     """Name the network by its blocks.
 
     Raises:

@@ -1,0 +1,213 @@
+"""EqInv: learning from few images, in which the surroundings tell the class.
+
+TODO numbers
+"""
+
+import dataclasses
+
+from configs import common
+from jaxequi.data import recipes
+
+EQINV = {
+    "name": "eqinv",
+    "inv": "rex",
+    "inv_weight": 100.0,
+    "inv_start": 10,
+    "cont_weight": 1.0,
+    "temperature": 0.1,
+    "activation": "sigmoid",
+    "projector": "512-128",
+    "environments_from": "",
+}
+ERM = {"name": "supervised", "num_classes": None, "turns": 1}
+SIMCLR = {"name": "simclr", "projector": "128-64", "temperature": 0.2}
+# The method, whether it starts with stage 1, and what is done to its images.
+VARIANTS = {
+    "eqinv": (EQINV, True, "pair"),
+    "eqinv_randaug": ({**EQINV, "inv_weight": 10.0}, True, "pair_randaug"),
+    "irm": ({**EQINV, "inv": "irm"}, True, "pair"),
+    "finetune": (ERM, True, "simple"),
+    "finetune_randaug": (ERM, True, "randaug"),
+    "scratch": (ERM, False, "simple"),
+    "mixup": (ERM, False, "mixup"),
+    "smooth": (ERM, False, "smooth"),
+    "strong": (ERM, False, "strong"),
+    "randaug": (ERM, False, "randaug"),
+    "stage1": (SIMCLR, False, "ssl"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The embedded problem: images of procedural objects, one view of each.
+
+    Attributes:
+      size: height and width.
+      shots: images of a class in training.
+      val, test: images of a class that are held out.
+    """
+
+    size: int = 32
+    shots: int = 50
+    val: int = 25
+    test: int = 50
+
+    def source(self, split: str, per_class: int, seed: int, context: float) -> dict:
+        """Describe images of so many objects of each of the 12 classes."""
+        part = 5 if split == "val" else 2  # a fifth of the objects is "val"
+        return {
+            "name": "scenes",
+            "split": split,
+            "image_size": self.size,
+            "num_objects": 12 * per_class * part,
+            "num_views": 1,
+            "seed": seed,
+            "context": context,
+        }
+
+    def lay(self, config, kind: str) -> None:
+        """Describe the sets: context is a hint in training, and none in what is held out."""
+        crop = f"decode|random_resized_crop({self.size}, scale=(0.3, 1.0))|flip"
+        plain, hard = "normalise('unit')", f"{crop}|rand_augment_eqinv"
+        strong = f"{recipes.JITTER}|grayscale(0.2)|{plain}"
+        views, augment = {
+            "pair": ((crop,) * 2, plain),
+            "pair_randaug": ((crop, crop, hard, hard), plain),
+            "randaug": ((hard,), plain),
+            "strong": ((crop,), strong),
+            "ssl": ((crop,) * 2, strong),
+        }.get(kind, ((crop,), plain))
+        train = self.source("train", self.shots, 0, context=0.8)
+        train = {"name": "fewshot", "source": train, "shots": self.shots}
+        config.train = common.train_set(train, views, (augment,))
+        config.train.mix = MIXES.get(kind, "").format(classes=12)
+        shown = {"views": ("decode",), "augment": (plain,), "batch_size": 100}
+        for name, per_class, seed in (("val", self.val, 1), ("testgt", self.test, 2)):
+            config[name] = common.held_out_set(self.source("val", per_class, seed, 0.0), **shown)
+
+
+MIXES = {
+    "mixup": "mixing({classes}, mixup=1.0, partner='permuted')",
+    "smooth": "mixing({classes}, smoothing=0.1)",
+}
+
+
+def _run(variant: str, data: Data):
+    """Describe one run on the embedded problem."""
+    method, starts, kind = VARIANTS[variant]
+    config = common.base()
+    config.method = method
+    config.backbone = {**common.SMALL_RESNET, "width": 16, "zero_init_residual": False}
+    config.online.features = ()
+    data.lay(config, kind)
+    config.batch_size = 60
+    config.log_every_steps = 20
+    config.save_every_steps = 200
+    if variant == "stage1":
+        config.optimizer = {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
+        config.total_epochs = 120
+        config.evals = {"knn": common.knn(5), "rank": {}}
+        config.show = ("loss", "val/knn/top1", "val/rank/*")
+        config.eval_every_steps = 300
+        return config
+    config.optimizer = {
+        "name": "sgd",
+        "base_lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": "drops",
+        "drops": (0.6, 0.8),
+        "factor": 0.1,
+    }
+    config.total_epochs = 30
+    judged = {"sets": ("val", "testgt")}
+    config.evals = {"classification": judged, "context": judged}
+    config.best = "val/classification/top1"
+    config.show = ("loss", "accuracy", "*/classification/top1", "testgt/context/*")
+    config.eval_every_steps = 100
+    if starts:
+        config.init_from = "before:stage1"
+        config.fresh = "^params/(classifier|mask|projector)/|^extra/batch_stats/projector/"
+    return config
+
+
+def get_config(arg: str | None = None):
+    """Build `"VARIANT,word,..."`; without a variant, EqInv."""
+    variant, words = common.variant(arg, VARIANTS, WORDS)
+    data = Data(size=16, shots=4, val=2, test=2) if "smoke" in words else Data()
+    config = _run(variant, data)
+    if variant == "eqinv":
+        config.compare = ("scratch", "finetune")
+    if VARIANTS[variant][1]:
+        config.before = {name: _run(name, data) for name in ("stage1", *config.get("compare", ()))}
+        for one in config.before.values():
+            one.seed = config.get_ref("seed")
+        if "finetune" in config.before:  # with whatever this one starts
+            config.before.finetune.init_from = config.get_ref("init_from")
+    for word in words:
+        WORDS[word](config, variant)
+    return config
+
+
+def _vipriors(shots: int):
+    def lay(config, variant: str) -> None:
+        method, starts, kind = VARIANTS[variant]
+        pair = method["name"] == "eqinv"
+        recipe = {
+            "pair": recipes.eqinv(),
+            "pair_randaug": recipes.eqinv_random_aug(),
+            "randaug": recipes.Recipe(recipes.eqinv_random_aug().views[2:3], (recipes.IMAGENET,)),
+            "strong": recipes.eqinv_strong(),
+            "ssl": recipes.moco_v2(),
+        }.get(kind, recipes.imagenet())
+        folder = {"name": "folder", "root": f"imagenet_{shots}/train"}
+        config.train = common.train_set(folder, recipe.views, recipe.augment)
+        config.train.mix = MIXES.get(kind, "").format(classes=1000)
+        shown = recipes.imagenet_eval()
+        for name in ("val", "testgt"):
+            folder = {"name": "folder", "root": f"imagenet_{shots}/{name}"}
+            config[name] = common.held_out_set(folder, shown.views, shown.augment, batch_size=256)
+        config.backbone = {"name": "torchvision_resnet", "architecture": "resnet50"}
+        config.batch_size = 128 if pair else 256
+        steps = 1000 * shots // config.batch_size
+        config.log_every_steps = 20
+        config.eval_every_steps = config.save_every_steps = steps
+        if "context" in config.evals:
+            del config.evals.context
+        if variant == "stage1":
+            config.evals.knn = common.knn(20)
+            config.train.eval_examples = None
+            config.eval_every_steps = config.save_every_steps = 10 * steps
+        if starts:
+            config.init_from = "runs/stage1"
+            del config.before
+            if "compare" in config:
+                del config.compare
+
+    lay.__doc__ = f"The published experiment with {shots} images of each of 1000 classes."
+    return lay
+
+
+def _smoke(config, variant: str) -> None:
+    """Three steps of every run."""
+
+    def shrink(config):
+        config.backbone.width = 4
+        config.val.batch_size = config.testgt.batch_size = 8
+        if "projector" in config.method:
+            config.method.projector = "16-8"
+        if "inv_start" in config.method:
+            config.method.inv_start = 0
+        if "knn" in config.evals:
+            config.evals.knn.k = 5
+
+    for one in (config, *config.get("before", {}).values()):
+        common.smoke(one, shrink)
+
+
+WORDS = {
+    "vipriors10": _vipriors(10),
+    "vipriors20": _vipriors(20),
+    "vipriors50": _vipriors(50),
+    "smoke": _smoke,
+}

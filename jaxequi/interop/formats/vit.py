@@ -1,0 +1,96 @@
+"""Files of vision transformers: MAE's encoder alone, fine-tuned with a classifier, timm's.
+
+facebookresearch/mae: the released `mae_pretrain_vit_*.pth`, and `checkpoint-*.pth` of
+`main_finetune.py`; with pool="token" also timm's `vit_{base, large}_patch16_224`, which has the
+same names. Ours is `methods.supervised.Classifier` over a `models.vit`, or the backbone alone. A
+table of positions is "fixed" in a backbone alone that has the code of sines and cosines, else
+"learned".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+from jaxequi.data import recipes
+from jaxequi.interop import mapping, networks
+from jaxequi.interop.formats import File, Network, State, _pair, _vit, check, torchvision
+from jaxequi.types import PyTree
+
+_POSITIONS = "pos_embed"
+
+
+def matches(state: State) -> bool:
+    """Whether these are the names of an encoder, with a classifier or without."""
+    return _vit.parts(state) - {"head"} in (_vit.ENCODER | {"norm"}, _vit.ENCODER | {"fc_norm"})
+
+
+def native(config: ml_collections.ConfigDict) -> bool:
+    """Whether this is a classifier over a vision transformer, or the backbone alone."""
+    if config.backbone.name != "vit":
+        return False
+    return config.method is None or config.method.name == "supervised"
+
+
+def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
+    """Read a state dict; see `formats.Format`. Networks with a name need no config."""
+    classes = len(state["head.weight"]) if "head.weight" in state else 0
+    if config is None:
+        config = described(state, classes)
+    check(native(config), config)
+    config.online.features = ()  # the file has no head beside the method
+    side = _vit.grid(_POSITIONS, state) * networks.module(config).patch
+    template = networks.shapes(config, classes, side)
+    left_out: tuple[str, ...] = ()
+    if config.backbone.get("positions", "fixed") == "fixed":
+        state, left_out = _vit.without_codes(state, _POSITIONS)
+    if not classes:
+        template = {name: {"backbone": tree["backbone"]} for name, tree in template.items()}
+        config.method = None
+    return Network(mapping.from_torch(state, template, _vit.table), config, left_out)
+
+
+def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:
+    """Write a checkpoint with the network alone; see `formats.Format`."""
+    check(native(config), config)
+    del epoch  # theirs reads it only with the optimizer
+    variables, left_out = _pair.without_heads(variables)
+    state = mapping.to_torch(variables, _vit.table)
+    module: Any = networks.module(config)
+    if _POSITIONS not in state:
+        state[_POSITIONS] = _vit.code(module.width, _vit.side(config) // module.patch)
+    side = _vit.grid(_POSITIONS, state) * module.patch
+    pooled = module.pool == "mean"
+    classes = len(state.get("head.bias", ()))
+    arguments = f"img_size={side}, num_classes={classes}, global_pool={pooled}"
+    named = _vit.original(module, "vit")
+    if not named:
+        named = "VisionTransformer"
+        arguments = (
+            f"patch_size={module.patch}, embed_dim={module.width}, depth={module.depth}, "
+            f"num_heads={module.heads}, mlp_ratio={module.mlp_ratio}, qkv_bias=True, "
+            f"norm_layer=partial(nn.LayerNorm, eps=1e-6), {arguments}"
+        )
+    loads = f"{named}({arguments}) of models_vit.py"
+    if not classes:
+        loads += ", and main_finetune.py by --finetune"
+    return File({"model": state}, loads, left_out)
+
+
+def described(state: State, classes: int) -> ml_collections.ConfigDict:
+    """The config of a file that has none of its own: its sizes have a name, as in the paper.
+
+    Raises:
+      ValueError: they have none.
+    """
+    config = torchvision.described("resnet50", classes or 1000)
+    backbone: dict[str, Any] = dict(_vit.backbone(state))
+    backbone["pool"] = "mean" if "fc_norm.weight" in state else "token"
+    fixed = not classes and _vit.is_code(_POSITIONS, state)
+    backbone["positions"] = "fixed" if fixed else "learned"
+    config.backbone = backbone
+    patch = state["patch_embed.proj.weight"].shape[2]
+    recipe = recipes.mae_eval(_vit.grid(_POSITIONS, state) * patch)
+    config.val.views, config.val.augment = recipe.views, recipe.augment
+    return config
