@@ -21,6 +21,8 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
 
+follow_names = experiment.follow_names
+
 
 def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) -> PyTree:
     """Shapes of the config's method, {"params": ..., **extra}; they depend on no data.
