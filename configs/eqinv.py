@@ -46,8 +46,9 @@ opposite one. The penalty moves the mask as it should: over the features, the ma
 0.10 with that of the class. What does *not* hold here is that accuracy comes from it: without the
 penalty, and with a mask that learns faster, EqInv is as good. What is gained over fine-tuning comes
 with the rest of the method, the contrast of classes over two views and the scaled directions
-(not told apart here); the backbone, which the penalty does not reach, can make up for a mask that
-only weighs its features.
+(not told apart here). The backbone, which the penalty does not reach, makes up for a mask that only
+weighs its features: the faster mask (from 0.02 to 0.99, correlation -0.40) leaves features of which
+the floor explains 32 % of the variance, no penalty 28 %.
 """
 
 import dataclasses
