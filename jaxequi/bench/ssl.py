@@ -18,7 +18,7 @@ compared), in percent of the step, by both clocks.
 
 On a CPU (2026-11-27): the loss takes 144 MiB beside a queue of 64 MiB where all similarities alone
 are 1 GiB, and a loss that holds them 2 GiB; BYOL's gradient takes 847 MB with its target pass, 831
-MB without, 1631 MB if the target had a gradient; MAE's encoder costs 0.246 of what all patches cost.
+MB without, 1631 MB if the target had a gradient; MAE's encoder costs 0.246 of that of all patches.
 """
 
 from __future__ import annotations
