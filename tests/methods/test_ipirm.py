@@ -249,7 +249,7 @@ def test_looks_are_drawn_anew_in_the_order_asked_for():
     # Real examples are mixed with real ones, whatever fills the last batch.
     last = seen[0, True][-1]
     assert last["mask"].sum() == 19
-    changed = a_pass.augment(jax.random.key(0), {k: jnp.asarray(v) for k, v in last.items()})
+    changed = a_pass.augment(jax.random.key(0), jax.tree.map(jnp.asarray, last))
     assert sorted(changed["partner"][:19].tolist()) == list(range(19))
     assert 0.5 <= changed["share"].min() <= changed["share"].max() <= 1
 
