@@ -17,6 +17,9 @@ Variants:
 
 Words: `paper` is STL-10, `cifar100` CIFAR-100, both with batch 512 and 100 epochs, as without them,
 on the digits; `smoke` takes seconds. An epoch is of whole batches (theirs ends with a short one).
+
+Measured on `ipirm`'s digits (configs/ipirm.py, seed 0, 2026-11-27): `published` 0.875 after its
+last epoch.
 """
 
 import ml_collections
