@@ -20,13 +20,28 @@ which no numbers are published: those of STL-10, on crops of 224 pixels; `smoke`
 Theirs takes BatchNorm of each of two devices: --config.norm.groups=2 (not with mixtures).
 
 Published, STL-10, linear evaluation after 400 epochs: IP-IRM 84.44 %, with mixtures 88.26 %.
+Measured, the embedded default (two busy CPU cores, five minutes, 2026-11-27, seed 0), kNN top-1
+after 30 epochs: `ipirm` 0.919, `simclr` 0.911, `debiased` 0.902, `mixup` 0.928, of 359 digits.
 """
 
 from configs import common
 from jaxequi.data import recipes
 
 BASELINE = {"name": "ipirm", "partitions": 0, "temperature": 0.5}
-SEARCH = {"weight": 0.5, "constraint": "relaxed", "online": False, "batch_size": 3096}
+SEARCH = {
+    "weight": 0.5,
+    "mode": "irm",
+    "constraint": "relaxed",
+    "normalize": True,
+    "online": False,
+    "mixup": False,
+    "batch_size": 3096,
+    "random_start": True,
+    "learning_rate": 0.5,
+    "milestones": (5, 35),
+    "until": 50,
+    "epochs": 60,
+}
 RETAINED = {
     "partitions": 8,  # of 400 epochs with a search every 50: all
     "every_epochs": 50,
@@ -39,11 +54,10 @@ RETAINED = {
 }
 IPIRM = {**BASELINE, **RETAINED}
 MIXUP_BASELINE = {"name": "ipirm_mixup", "partitions": 0, "temperature": 0.5, "alpha": 1.0}
-MIXUP = {**MIXUP_BASELINE, **RETAINED, "temperature": 0.2}
+MIXUP = {**MIXUP_BASELINE, **RETAINED, "temperature": 0.2, "one_by_one": True}
 # On CIFAR-100 mixtures are searched on, online.
 ONLINE = {
-    "weight": 0.5,
-    "constraint": "relaxed",
+    **SEARCH,
     "online": True,
     "mixup": True,
     "batch_size": 2048,
@@ -73,6 +87,8 @@ def get_config(arg: str | None = None):
     if config.method.partitions:
         config.method.partitions = 3
         config.method.every_epochs = 10
+        if "mixup" in variant:
+            config.method.one_by_one = False
     config.optimizer = ADAM
     common.online_classifier(config, 0.3)
     for word in words:

@@ -49,6 +49,17 @@ configs/classification.py:digits,exact,coset (359 test digits). `linear` and `kn
 
 So short a fine-tuning of so few objects (240) forgets more than it learns; and after 300 of its
 1200 steps SIE is far from done.
+
+The protocols as they stand, on checkpoints of the embedded defaults (1438 digits to learn from,
+359 to judge by; the same date and cores; top-1):
+
+                  linear  airl  airl_large_norm  moco  simsiam  mae   kNN
+    byol           0.86   0.90       0.88        0.90   0.89    0.89  0.72
+    byol:lars      0.94   0.94       0.95        0.95   0.94    0.95  0.85
+    mae            0.76   0.86       0.83        0.86   0.78    0.91  0.73
+
+Adam's 300 epochs are not the end of its way; on MAE's features, of which few directions are used
+(rank 6), BatchNorm before the layer is worth 0.05.
 """
 
 from typing import Any, NamedTuple

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -91,6 +92,7 @@ def arguments(
       ValueError: an unknown flag, a value or a config file that does not fit, another number of
         arguments.
     """
+    argv = [_spelled_out(word) for word in argv]
     own.set_gnu_getopt()
     reads_config = "config" in own
     for name in list(own):
@@ -111,6 +113,11 @@ def arguments(
         wanted = f"give {' '.join(names)}" if names else "flags are written --NAME=VALUE"
         raise Refusal(f"{wanted}, {given}; --help says more")
     return rest
+
+
+def _spelled_out(word: str) -> str:
+    """`--config.backbone=c8resnet18` is short for `--config.backbone.name=c8resnet18`."""
+    return re.sub(r"^(--?config\.backbone)=([A-Za-z]\w*)$", r"\1.name=\2", word)
 
 
 def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:

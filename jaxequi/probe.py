@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from jaxequi import cli
+from jaxequi import cli, experiment
 from jaxequi.experiment import trained
 from jaxequi.groups import planar
 from jaxequi.runs import probing
@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
     if _RUN.value:
         print(probing.of_run(trained.load(_RUN.value), _IMAGES.value, group, out))
     else:
-        config = cli.config(FLAGS)[0].copy_and_resolve_references()
+        given, overridden, _ = cli.config(FLAGS)
+        config = given.copy_and_resolve_references()
+        experiment.follow_names(config, overridden)
         print(probing.of_config(config, _IMAGES.value, group, out or pathlib.Path("probe")))
     return 0
 

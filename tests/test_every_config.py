@@ -40,17 +40,11 @@ TRAINED = [
     (CONFIGS / "moco.py", "v2plus_lars"),
     (CONFIGS / "simsiam.py", "fix_pred_lr"),
     (CONFIGS / "mae.py", "base"),
+    (CONFIGS / "ipirm.py", "ipirm_mixup,cifar100"),
     (CONFIGS / "supervised.py", "resnet50"),
-    *[
-        (CONFIGS / "sie.py", variant)
-        for variant in (
-            "only_equi",
-            "vicreg",
-            "simclr",
-            "simclr_equimod",
-            "simclr_augself_rotcolor",
-        )
-    ],
+    # A pair of views alone, and with a predictor of the relation; SimCLR and SIE train below.
+    (CONFIGS / "sie.py", "vicreg"),
+    (CONFIGS / "sie.py", "simclr_equimod"),
 ]
 
 
@@ -61,7 +55,7 @@ def named(value):
 def made(file, variant, runs):
     """The smoke of a variant; one that judges a checkpoint judges one of `runs`."""
     config = load(file).get_config(f"{variant},smoke")
-    if file.stem in ("evals", "linear"):
+    if file.stem in ("evals", "linear", "ipirm_linear"):
         config.init_from = str(runs["vit" if variant == "mae_finetune" else "resnet"])
     if "before" in config:  # the whole is in experiment/test_before.py
         config.init_from = None

@@ -4,6 +4,8 @@ Offline, 10,000 pairs of embeddings of 128 numbers, two environments, the publis
 of 3096, the last one short. `plain` lays out the logits of every environment, weighs them by the
 share of the example that each column holds, and differentiates twice, as `auto_split_offline` of
 Wangt-CN/IP-IRM does, compiled like ours. Both take the same batches from the same start.
+
+Two busy CPU cores, 2026-11-27, by the processor's time: 0.9 s against 7.4 s an epoch (8.3 times).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def run(examples: int = 10_000, epochs: int = 2) -> dict[str, Any]:
     """Time epochs of both in turn, the first of each left out.
 
     Returns:
-      Seconds of an epoch, least of `epochs`, their ratio, and how far the partitions differ after
-      the same epochs.
+      Seconds of an epoch by the clock and by the processor (which other programs disturb less),
+      least of `epochs`, their ratios, and how far the partitions differ after the same epochs.
     """
     random = np.random.default_rng(0)
     centre = random.normal(size=(examples, 1, 128))
@@ -43,26 +45,27 @@ def run(examples: int = 10_000, epochs: int = 2) -> dict[str, Any]:
     }
     orders = [random.permutation(examples) for _ in range(epochs + 1)]
     start = random.normal(size=(examples, 2)).astype(np.float32)
-    began: list[float] = []
+    began: list[tuple[float, float]] = []
 
     def look(epoch: int) -> tuple[Mapping[str, Array], np.ndarray]:
-        began.append(time.perf_counter())
+        began.append((time.perf_counter(), time.process_time()))
         return seen, orders[epoch]
 
-    def timed(search: Any) -> tuple[float, np.ndarray]:
+    def timed(search: Any) -> tuple[np.ndarray, np.ndarray]:
         began.clear()
         found = search()
-        began.append(time.perf_counter())
-        return float(np.min(np.diff(began)[1:])), found
+        began.append((time.perf_counter(), time.process_time()))
+        return np.min(np.diff(began, axis=0)[1:], axis=0), found
 
     search = SEARCH._replace(epochs=epochs)
     ours, one = timed(lambda: _partition_search.run(look, _losses_of, start, search).last)
     plain, other = timed(lambda: _plain(look, start, search))
     return {
         "examples": examples,
-        "ours": ours,
-        "plain": plain,
-        "times_faster": plain / ours,
+        "seconds": {"ours": float(ours[0]), "plain": float(plain[0])},
+        "processor_seconds": {"ours": float(ours[1]), "plain": float(plain[1])},
+        "times_faster": float(plain[0] / ours[0]),
+        "processor_times_faster": float(plain[1] / ours[1]),
         "difference": float(np.abs(one - other).max()),
     }
 

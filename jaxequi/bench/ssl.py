@@ -15,6 +15,10 @@ sum. By the clock (`seconds`), and by the processor, which says more on a busy m
 `beside`: what online heads of 1000 classes add to BYOL's step, and what kNN every 5 epochs of
 ImageNet adds to a run in batches of 256 (100 000 neighbours and 50 000 queries are encoded, and
 compared), in percent of the step, by both clocks.
+
+On a CPU (2026-11-27): the loss takes 144 MiB beside a queue of 64 MiB where all similarities alone
+are 1 GiB, and a loss that holds them 2 GiB; BYOL's gradient takes 847 MB with its target pass, 831
+MB without, 1631 MB if the target had a gradient; MAE's encoder costs 0.246 of that of all patches.
 """
 
 from __future__ import annotations

@@ -25,8 +25,14 @@ def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -
     """Where the command line names another backbone or method, drop what that one does not take.
 
     What the file says of its own part stays as far as the other part knows it; what the command
-    line says stays, and is refused later if it does not fit.
+    line says stays, and is refused later if it does not fit. A backbone may be named by its
+    architecture alone, `c8resnet18`.
+
+    Raises:
+      ValueError: an architecture that several models have, or none.
     """
+    if "backbone.name" in overridden:
+        _spell_out(config.backbone)
     for part, folder in (("backbone", "models"), ("method", "methods")):
         if f"{part}.name" not in overridden:
             continue
@@ -36,6 +42,30 @@ def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -
                 said = any(one.startswith(f"{part}.{field}") for one in overridden)
                 if field != "name" and field not in taken and not said:
                     del config[part][field]
+
+
+def _spell_out(backbone: ml_collections.ConfigDict) -> None:
+    """Where a backbone is named by its architecture, name the model that has it."""
+    models = names.choices("models")
+    if backbone.name in models or "." in backbone.name:
+        return
+    knowing = [
+        m for m in models if getattr(names.module("models", m), "knows", _nothing)(backbone.name)
+    ]
+    if len(knowing) > 1:
+        raise Refusal(
+            f"{backbone.name!r} is an architecture of {' and of '.join(knowing)}; say which: "
+            f"--config.backbone.name={knowing[0]} --config.backbone.architecture={backbone.name}"
+        )
+    if knowing:
+        with backbone.unlocked():
+            backbone.architecture = backbone.name
+            [backbone.name] = knowing
+
+
+def _nothing(architecture: str) -> bool:
+    del architecture
+    return False
 
 
 def dtype(config: ml_collections.ConfigDict) -> Any:

@@ -68,10 +68,12 @@ def _config() -> ml_collections.ConfigDict | None:
     """The config of the command line, if there is one."""
     if FLAGS.config is None:
         return None
-    config, _, given = cli.config(FLAGS)
+    config, overridden, given = cli.config(FLAGS)
     if "backbone" not in config:
         raise Refusal(f"{given} describes no network; give the config of a training")
-    return config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references()
+    networks.follow_names(config, overridden)
+    return config
 
 
 if __name__ == "__main__":

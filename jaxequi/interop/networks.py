@@ -15,11 +15,14 @@ import numpy as np
 
 from jaxequi import experiment
 from jaxequi.errors import Refusal
+from jaxequi.experiment import sets
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
 from jaxequi.train import mesh as meshes
 from jaxequi.train.workdir import CHECKPOINTS
 from jaxequi.types import PyTree
+
+follow_names = experiment.follow_names
 
 
 def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) -> PyTree:
@@ -59,6 +62,7 @@ def images(config: ml_collections.ConfigDict, source: str, count: int) -> np.nda
       ValueError: no such source, or a config without views.
     """
     config = ml_collections.ConfigDict({**config, "train": {**config.train, "source": source}})
+    sets.resolved(config, None, "the config")
     shown = experiment.make_set(config, "train")
     rows = np.random.default_rng(0).permutation(max(count, len(shown.source)))[:count]
     with shown.batches(

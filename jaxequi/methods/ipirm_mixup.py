@@ -76,6 +76,7 @@ def make(
     penalty_schedule: str = "constant",
     irm_temperature: float = 0.5,
     every_epochs: int = 50,
+    one_by_one: bool = True,
     search: Mapping[str, Any] = MappingProxyType({}),
     norm: heads.Norm = norms.BatchNorm,
     dtype: Any = jnp.float32,
@@ -92,6 +93,8 @@ def make(
         `penalty_weight` above 1 divides the loss of the whole batch, too.
       penalty_weight, penalty_from, penalty_schedule: as of `ipirm.make`.
       irm_temperature: divides the cosines in the penalty of a search without mixtures.
+      one_by_one: partitions pass in a loop, which takes the memory of one and leaves out those not
+        yet found. On a CPU XLA is slow in loops, five times here; without it, all pass always.
 
     Raises:
       ValueError: as `ipirm.make`; while tracing, norms with groups.
@@ -165,7 +168,11 @@ def make(
 
         def one(stats: PyTree, given: tuple[Array, Array, Array]) -> Any:
             used, *rest = given
-            return jax.lax.cond(used, jax.checkpoint(anew), idle, stats, *rest)
+            if one_by_one:
+                return jax.lax.cond(used, jax.checkpoint(anew), idle, stats, *rest)
+            found = anew(stats, *rest)
+            kept = idle(stats, *rest)
+            return jax.tree.map(lambda new, old: jnp.where(used, new, old), found, kept)
 
         used = jnp.arange(partitions) < held["count"]
         keys = jax.random.split(inner_key, partitions)
@@ -174,7 +181,9 @@ def make(
             scalar = terms[0] + weight * terms[1] + (whole if keep_cont else 0)
             scalar /= jnp.maximum(weight, 1)
         else:
-            after, of_each = jax.lax.scan(one, after, (used, environment, keys))
+            after, of_each = jax.lax.scan(
+                one, after, (used, environment, keys), unroll=not one_by_one
+            )
             terms = jnp.sum(of_each, axis=0)
             scalar = (terms[0] + weight * terms[1]) / jnp.maximum(weight, 1)
             scalar += whole if keep_cont else 0

@@ -178,6 +178,11 @@ def pooled(x: Array, group: Group, head: str) -> Array:
     return coset_max(x, group) if head == "coset_last" else x
 
 
+def knows(architecture: str) -> bool:
+    """Whether `make` makes a network of this name."""
+    return architecture in ARCHITECTURES
+
+
 def make(
     architecture: str = "p4resnet44",
     width: int | None = None,

@@ -166,6 +166,16 @@ def default_width(group: Group, depth: int, fast: bool) -> int:
     return max(1, round(listed["c1"] / (group.order if fast else math.sqrt(group.order))))
 
 
+def knows(architecture: str) -> bool:
+    """Whether `make` makes a network of this name."""
+    return _parts(architecture) is not None
+
+
+def _parts(architecture: str) -> re.Match[str] | None:
+    found = re.fullmatch(r"([cd][1-9]\d*)resnet(\d+)", architecture.lower())
+    return found if found and int(found[2]) in DEPTHS else None
+
+
 def make(
     architecture: str = "c8resnet18",
     width: int | None = None,
@@ -187,8 +197,8 @@ def make(
     Raises:
       ValueError: no such architecture, or both a width and `fast`; the message says what exists.
     """
-    parts = re.fullmatch(r"([cd][1-9]\d*)resnet(\d+)", architecture.lower())
-    if not parts or int(parts[2]) not in DEPTHS:
+    parts = _parts(architecture)
+    if parts is None:
         forms = [f"{g}<N>resnet{depth}" for g in "cd" for depth in DEPTHS]
         raise names.unknown("architecture", architecture, forms)
     if width is not None and fast:

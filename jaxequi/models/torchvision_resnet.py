@@ -183,6 +183,11 @@ NETWORKS: dict[str, Callable[..., ResNet]] = {
 }
 
 
+def knows(architecture: str) -> bool:
+    """Whether `make` makes a network of this name."""
+    return architecture in NETWORKS
+
+
 def make(
     architecture: str = "resnet50",
     *,

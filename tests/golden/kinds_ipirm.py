@@ -43,9 +43,10 @@ def infonce(case: Case) -> None:
     np.testing.assert_array_equal(of, case["out/index_update"])
     where = jnp.zeros(n, jnp.int32)
 
-    def losses(features, environment=where):
+    @jax.jit
+    def losses(features):
         a, b = features[:n], features[n:]
-        return irm.by_environment(a, b, environment, 2, temperature, penalty_temperature)
+        return irm.by_environment(a, b, where, 2, temperature, penalty_temperature)
 
     loss, penalty, count = losses(features)
     np.testing.assert_array_equal(count, [n, 0])
@@ -55,7 +56,7 @@ def infonce(case: Case) -> None:
 
     def unscaled(part, scale):
         """A gradient by features of length 1 of which lengths are no part."""
-        found = jax.grad(lambda f: losses(f)[part][0])(features)
+        found = jax.jit(jax.grad(lambda f: losses(f)[part][0]))(features)
         expected = case[f"grad/{scale}_features"]
         along = np.sum(expected * np.asarray(features), axis=1, keepdims=True)
         close(found, expected - along * np.asarray(features), **GRADIENT, name=scale)
@@ -64,7 +65,7 @@ def infonce(case: Case) -> None:
     unscaled(1, "penalty")
     given = jnp.asarray(case["out/logits"]) * temperature / penalty_temperature
     close(irm.column_penalty(given), case["out/penalty"], **LOSS, name="penalty of logits")
-    gradient = jax.grad(irm.column_penalty)(given)
+    gradient = jax.jit(jax.grad(irm.column_penalty))(given)
     close(gradient, case["grad/penalty_logits"], **GRADIENT, name="by logits")
     one = contrastive.ntxent_logits(a[:1], b[:1], 1.0)
     loss, penalty, _ = irm.by_environment(a[:1], b[:1], where[:1], 1, 1.0, 1.0)

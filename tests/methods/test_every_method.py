@@ -33,6 +33,9 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("moco", "byol", "simsiam"), "views pass networks of their own: methods/test_siamese.py"
     ),
+    **dict.fromkeys(
+        ("ipirm", "ipirm_mixup"), "it keeps an environment of each example: methods/test_ipirm.py"
+    ),
     "eqinv": "it has labels and a table: methods/test_eqinv.py, experiment/test_before.py",
     "mae": "it has one view, of which it hides parts: methods/test_mae.py",
     "linear": "it trains no backbone: tests/methods/test_linear.py",

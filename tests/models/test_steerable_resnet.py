@@ -12,6 +12,7 @@ from jaxequi.groups.planar import cyclic, dihedral
 from jaxequi.methods.supervised import Classifier
 from jaxequi.models import steerable_resnet
 from jaxequi.models.steerable_resnet import Bottleneck, SteerableResNet
+from jaxequi.probes import exactness
 
 # with 1000 classes: the reference's default widths, and the fast ones
 COUNTS = {
@@ -95,6 +96,20 @@ def test_fitted_sides(side, becomes):
         moved = steerable_resnet.fitted(jnp.asarray(planar.act(group, g, x)))
         np.testing.assert_allclose(moved, planar.act(group, g, y), atol=1e-6)
     assert steerable_resnet.fitted(jnp.zeros((1, 32, 65, 1))).shape[1:3] == (33, 65)
+
+
+def test_what_is_said_of_the_published_size():
+    network = steerable_resnet.make("c8resnet18", width=1)
+    verdict = exactness.judge_network(network, (1, 224, 224, 3), network.group)
+    assert not verdict.exact
+    assert (verdict.smaller, verdict.larger) == (193, 225)
+    assert "c8 at 224x224: NOT equivariant from conv1 on" in str(verdict)
+    assert "nearest exact sizes: 193 and 225" in str(verdict)
+    exact = exactness.judge_network(network, (1, 225, 225, 3), network.group)
+    assert str(exact).splitlines() == [
+        "c8 at 225x225: exact, every stride fits its grid",
+        "  (elements off the pixel grid interpolate: they are not judged)",
+    ]
 
 
 def test_remat_changes_nothing(keys):

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxequi.nn.norm import BatchNorm, batch_norm, moments, normalize
+from jaxequi.nn.norm import BatchNorm, batch_norm, by_segment, moments, normalize
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -167,3 +167,26 @@ def test_bad_sizes(arguments, shape, message):
     norm = BatchNorm(**arguments)
     with pytest.raises(ValueError, match=message):
         train(norm, start(norm, jnp.ones(shape)), jnp.ones(shape))
+
+
+def test_segments_are_batches_one_after_the_other():
+    """As torch sees them: each by its own statistics, running statistics in turn."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(1, 2, (7, 3, 3, 4)), jnp.float32)
+    segment = np.array([1, 0, 1, 3, 0, 1, 1])  # two, four, none and one
+    norm = BatchNorm(field_size=2)
+    variables = start(norm, x)
+
+    def by_segments(variables, x):
+        with by_segment(jnp.asarray(segment), 4):
+            return norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
+
+    y, after = jax.jit(by_segments)(variables, x)
+    for one in (0, 1):
+        rows = np.flatnonzero(segment == one)
+        alone, variables = train(norm, variables, x[rows])
+        np.testing.assert_allclose(y[rows], alone, rtol=1e-4, atol=1e-5)
+    for name, found in after["batch_stats"].items():
+        np.testing.assert_allclose(found, variables["batch_stats"][name], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"norm\.groups=2"), by_segment(jnp.asarray(segment), 4):
+        train.__wrapped__(BatchNorm(groups=2), variables, x)

@@ -1,4 +1,4 @@
-"""Data that needs no download: scikit-learn's digits, the drawing, and parts of a source."""
+"""Data that needs no download: digits, photographs, the drawing, and parts of a source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxequi.data.sources import arrays, digits, drawing, subset
+from jaxequi.data.sources import arrays, digits, drawing, photographs, subset
 
 
 def views(rows, count=1):
@@ -34,6 +34,18 @@ def test_digits_refuse_other_splits_and_name_their_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match="pip install scikit-learn"):
         digits.make()
+
+
+def test_two_photographs_in_copies():
+    pair = photographs.make(copies=3)
+    assert len(pair) == 6
+    assert pair.class_names == ("temple", "flower")
+    shown = [r["image"][0] for r in pair.read([0, 1, 4], views(3, 1))]
+    assert {image.shape for image in shown} == {(427, 640, 3)}
+    np.testing.assert_array_equal(shown[0], shown[2])
+    assert shown[0].mean() > shown[1].mean()  # sky, and a dark ground
+    with pytest.raises(ValueError, match="copies=0"):
+        photographs.make(copies=0)
 
 
 @pytest.mark.parametrize("size", [31, 32, 33])
