@@ -326,7 +326,9 @@ def linprobe(case: Case) -> None:
     network = vit(meta, pool="mean" if meta["global_pool"] else "token", positions="learned")
     state = {k: v for k, v in case.under("param").items() if not k.startswith("head.")}
     x = [images(case[f"in/imgs_{i}"]) for i in range(len(meta["lrs"]))]
-    frozen = variables_of(state, network, x[0], names=table.mae)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), x[0], True))
+    within = {"params": {"backbone": shapes["params"]}}  # the names are those of a method
+    frozen = {"params": mapping.from_torch(state, within, table.mae)["params"]["backbone"]}
     rates = jnp.asarray(meta["lrs"])
     optimizer = lars.lars_mocov3(
         lambda t: rates[t],
