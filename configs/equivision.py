@@ -29,6 +29,11 @@ reference's four devices in two accumulated parts), half precision, seed 10. Of 
 `val/classification` is the reference's validation; the best checkpoint is that of the lowest
 validation loss. A run begins by saying whether the network is exact at its size: at 224 none is.
 
+Measured on the embedded digits (33 pixels, 30 epochs of 22 steps, seed 0, 359 test digits; two CPU
+cores that others shared, 2026-11-27), % correct upright, over the quarter turns and over 8 angles:
+C8 99.4, 99.4 and 62.4. Quarter turns, which it has not seen, are exact at 33 pixels; of those by
+45 degrees a network with five strides knows only a quarter, though its filters do.
+
 Published (ImageNet, one crop of 224; top-1 and top-5), nothing of which was trained here:
 
              d1          c4          d4          c8          d8

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxequi import experiment
 from jaxequi.errors import Refusal
+from jaxequi.experiment import sets
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
 from jaxequi.train import mesh as meshes
@@ -61,6 +62,7 @@ def images(config: ml_collections.ConfigDict, source: str, count: int) -> np.nda
       ValueError: no such source, or a config without views.
     """
     config = ml_collections.ConfigDict({**config, "train": {**config.train, "source": source}})
+    sets.resolved(config, None, "the config")
     shown = experiment.make_set(config, "train")
     rows = np.random.default_rng(0).permutation(max(count, len(shown.source)))[:count]
     with shown.batches(

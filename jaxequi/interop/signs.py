@@ -6,12 +6,15 @@ makes other filters, and what they put out varies otherwise than BatchNorm has s
 like those of the training the stored variances tell the signs. The variances of a layer are
 quadratic forms in the signs of its own filters, so that a layer is computed once for all of them.
 
-The difference is small: on natural images a sign moves a variance by a few percent, less than one
+The difference is small: on photographs a sign moves a variance by a few percent, less than one
 photograph differs from the next. Images of other kinds than the training's decide nothing, which
 the search says (`Found.certainty`).
 
-Simulated files of d4resnet18 with drawn coefficients, random signs and the statistics of crops of
-photographs, searched on other crops (2026-11-27): PLACEHOLDER
+Simulated files of d4resnet18 (drawn coefficients, random signs, statistics of crops of
+photographs; 2026-11-27): searched on other crops of the same two or eight photographs all 9 signs
+were right in three of three, with variances 1.0 to 1.6 % from the stored ones. On crops of another
+photograph 2 and 4 signs were wrong in two of two, with 25 %, and the next best assignment was as
+likely: such files are refused. No trained file was at hand.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def risk(
     contrastive, penalty = losses(shares)
     varies = jnp.var(contrastive, ddof=1) if mode == "variance" else jnp.mean(penalty)
     mean = jnp.mean(shares, axis=0)
-    entropy = -jnp.sum(mean * jnp.log(mean))
+    entropy = -jnp.sum(mean * jnp.log(jnp.maximum(mean, TINY)))
     if constraint == "none":
         kept = jnp.zeros_like(entropy)
     elif not normalize:

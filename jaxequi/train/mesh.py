@@ -24,6 +24,18 @@ AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
 
 
+def _device_count() -> int:
+    """Devices of all processes; the first use of JAX, which looks for them then."""
+    try:
+        return jax.device_count()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise Refusal(
+            f"JAX has no device, with JAX_PLATFORMS={asked!r}: {str(error).splitlines()[0]} Ask "
+            "for another platform there (cpu, cuda, tpu), or for none"
+        ) from error
+
+
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     """Arrange the devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
 
@@ -33,14 +45,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: the product does not fit the number of devices.
     """
-    try:
-        sizes, count = {"data": data, "fsdp": fsdp}, jax.device_count()
-    except RuntimeError as error:  # the first use of JAX: it looks for its devices
-        asked = os.environ.get("JAX_PLATFORMS")
-        raise Refusal(
-            f"JAX has no device, with JAX_PLATFORMS={asked!r}: {str(error).splitlines()[0]} Ask "
-            "for another platform there (cpu, cuda, tpu), or for none"
-        ) from error
+    sizes, count = {"data": data, "fsdp": fsdp}, _device_count()
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and fixed > 0 and count % fixed == 0:
@@ -156,17 +161,20 @@ def start_distributed() -> None:
 
     Clusters that JAX detects by itself: Cloud TPU, Slurm, Open MPI, Kubernetes. By hand: set
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      ValueError: JAX finds no device.
     """
     env = os.environ
+    several = any(int(env.get(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    # On a TPU VM libtpu is installed; initialising is right for one host and for a pod.
+    tpu = importlib.util.find_spec("libtpu") and "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
     if "JAX_COORDINATOR_ADDRESS" in env:
         jax.distributed.initialize(
             env["JAX_COORDINATOR_ADDRESS"],
             int(env["JAX_NUM_PROCESSES"]),
             int(env["JAX_PROCESS_ID"]),
         )
-        return
-    several = any(int(env.get(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    # On a TPU VM libtpu is installed; initialising is right for one host and for a pod.
-    tpu = importlib.util.find_spec("libtpu") and "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
-    if several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
+    elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
         jax.distributed.initialize()
+    _device_count()

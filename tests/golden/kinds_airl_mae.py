@@ -16,7 +16,7 @@ from kinds_airl_networks import EXACT, FORWARD, backbone, close_state, images, v
 from kinds_airl_optimizers import rate
 
 from jaxequi import names
-from jaxequi.interop import mapping
+from jaxequi.interop import mapping, networks
 from jaxequi.methods import mae, supervised
 from jaxequi.models import mae as decoders
 from jaxequi.models.vit import ViT, layer_decay
@@ -326,9 +326,9 @@ def linprobe(case: Case) -> None:
     network = vit(meta, pool="mean" if meta["global_pool"] else "token", positions="learned")
     state = {k: v for k, v in case.under("param").items() if not k.startswith("head.")}
     x = [images(case[f"in/imgs_{i}"]) for i in range(len(meta["lrs"]))]
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), x[0], True))
-    within = {"params": {"backbone": shapes["params"]}}  # the names are those of a method
-    frozen = {"params": mapping.from_torch(state, within, table.mae)["params"]["backbone"]}
+    shapes = jax.eval_shape(lambda key: network.init(key, x[0], True), jax.random.key(0))
+    frozen = mapping.from_torch(state, networks.under_backbone(shapes), table.mae)
+    frozen = networks.backbone(frozen)
     rates = jnp.asarray(meta["lrs"])
     optimizer = lars.lars_mocov3(
         lambda t: rates[t],

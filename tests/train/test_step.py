@@ -94,7 +94,9 @@ def test_update_comes_after_the_optimizer_with_the_progress_after_the_step(accum
 
 def test_evaluation_keeps_what_is_named_and_the_mask():
     method, batch = remembering(), {"views": jnp.ones((2, 3)), "label": jnp.arange(2)}
-    step = make_eval_step(method, lambda key, b: {"views": 3 * b["views"]}, ("embedding", "label"))
+    step = make_eval_step(
+        method, lambda key, b: {**b, "views": 3 * b["views"]}, ("embedding", "label")
+    )
     found = step({}, {}, {**batch, "mask": jnp.ones(2, bool)}, jax.random.key(0))
     assert set(found) == {"embedding", "label", "mask"}
     np.testing.assert_array_equal(found["embedding"], np.full((2, 3), 6))
