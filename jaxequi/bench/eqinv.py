@@ -2,6 +2,12 @@
 
 The reference loops over the classes of a batch and over all pairs of a training set. The loops here
 do the same arithmetic, class by class, in numpy; no gradient is taken in them.
+
+Processor's time on two CPU cores that others used too, 2026-11-27, at D = 2048. Penalty and its
+gradient, 128 examples in two views: 10.7 ms with 1000 classes, 10.4 ms with 100, in 11 MB; the loop
+without gradient 9.5 s (the reference's, in PyTorch with gradient, was measured at 1.42 s). Table
+of 1000 classes of 50 examples: 9.6 s, the loop over pairs 516 s (scaled up from its first class),
+in 200 MB of scores and 50 MB of table beside 410 MB of features; the same environments.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Decoder(nn.Module):
     def __call__(self, latent: Array, restore: Array, rows: int, columns: int) -> Array:
         """Decode; `restore` i32[N, L] is where each patch stands in [visible, hidden]."""
         n, length = restore.shape
-        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=_xavier, name="embed")(latent)
+        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=_xavier, name="embed")
+        tokens = transformer.each_token(embed, latent)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         hidden = length - (tokens.shape[1] - 1)
         masked = jnp.broadcast_to(mask_token.astype(self.dtype), (n, hidden, self.width))
@@ -53,8 +54,8 @@ class Decoder(nn.Module):
         for i in range(self.depth):
             x = block(self.heads, self.mlp_ratio, 0.0, self.dtype, name=f"blocks_{i}")(x, True)
         x = transformer.layer_norm(self.dtype, "norm")(x)
-        x = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=_xavier, name="pred")(x)
-        return at_least_f32(x[:, 1:])
+        predict = nn.Dense(self.outputs, dtype=self.dtype, kernel_init=_xavier, name="pred")
+        return at_least_f32(transformer.each_token(predict, x)[:, 1:])
 
 
 def make(

@@ -6,6 +6,7 @@ Dosovitskiy et al., ICLR 2021; as timm 0.3.2 and facebookresearch/mae have them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -105,6 +106,15 @@ def _linear(features: int, dtype: Dtype, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=_xavier, name=name)
 
 
+def each_token(layer: Callable[[Array], Array], x: Array) -> Array:
+    """Apply a layer of rows [M, D] to tokens [N, T, D].
+
+    For a gradient over two axes of rows XLA's CPU compiler writes both operands transposed first,
+    in MAE a fifth of the time of a step.
+    """
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
     """Make a LayerNorm with epsilon 1e-6; its statistics are f32."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
@@ -128,7 +138,9 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", _torch_bias(values), (self.features,), jnp.float32)
         kernel = kernel.reshape(values, -1).astype(self.dtype)
-        return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+        return each_token(
+            lambda rows: rows @ kernel + bias.astype(self.dtype), patches.astype(self.dtype)
+        )
 
 
 def _torch_bias(fan_in: int) -> nn.initializers.Initializer:
@@ -149,10 +161,11 @@ class Attention(nn.Module):
         n, tokens, width = x.shape
         if width % self.heads:
             raise Refusal(f"{self.heads} heads do not divide the width of {width}")
-        qkv = _linear(3 * width, self.dtype, "qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(n, tokens, 3, self.heads, -1), 2, 0)
+        qkv = each_token(_linear(3 * width, self.dtype, "qkv"), x)
+        qkv = qkv.reshape(n, tokens, 3, self.heads, -1)
+        q, k, v = (qkv[:, :, i] for i in range(3))  # slices; moving the axis would copy all three
         mixed = jax.nn.dot_product_attention(q, k, v).reshape(n, tokens, width)
-        return _linear(width, self.dtype, "proj")(mixed)
+        return each_token(_linear(width, self.dtype, "proj"), mixed)
 
 
 class MLP(nn.Module):
@@ -163,8 +176,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.gelu(_linear(self.hidden, self.dtype, "fc1")(x), approximate=False)
-        return _linear(x.shape[-1], self.dtype, "fc2")(h)
+        first = _linear(self.hidden, self.dtype, "fc1")
+        second = _linear(x.shape[-1], self.dtype, "fc2")
+        return each_token(lambda rows: second(nn.gelu(first(rows), approximate=False)), x)
 
 
 class Block(nn.Module):

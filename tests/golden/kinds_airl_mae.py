@@ -12,7 +12,16 @@ import names_airl as table
 import numpy as np
 import optax
 from case import Case, close
-from kinds_airl_networks import EXACT, FORWARD, backbone, close_state, images, variables_of
+from kinds_airl_networks import (
+    EXACT,
+    FORWARD,
+    backbone,
+    close_state,
+    f64,
+    images,
+    in_f64,
+    variables_of,
+)
 from kinds_airl_optimizers import rate
 
 from jaxequi import names
@@ -242,7 +251,7 @@ class Probe:
             **options,
         )
         shapes, extra = jax.eval_shape(method.init, jax.random.key(0), {"views": x[:, None]})
-        tree = mapping.from_torch(state, {"params": shapes, **collections(extra)}, self.names)
+        tree = f64(mapping.from_torch(state, {"params": shapes, **collections(extra)}, self.names))
         self.params = tree.pop("params")
         self.extra = {**tree, OWN: {"backbone": frozen}}
         self.encode = jax.jit(method.encode)
@@ -273,13 +282,14 @@ class Probe:
         return found["heads"][HEAD][:, 0]
 
 
+@in_f64  # the rates of some of these protocols carry the rounding of f32 past the tolerance
 def linear_eval(case: Case) -> None:
     """Steps of a classifier on frozen features in evaluation mode."""
     meta = case.meta
     net = backbone(meta)
     state = {k: v for k, v in case.under("param/backbone").items() if not k.startswith("fc")}
-    x = [images(case[f"in/x_{i}"]) for i in range(len(case["out/lr_used"]))]
-    frozen = variables_of(state, net, x[0], names=table.RESNET)
+    x = [f64(images(case[f"in/x_{i}"])) for i in range(len(case["out/lr_used"]))]
+    frozen = f64(variables_of(state, net, x[0], names=table.RESNET))
 
     total = meta["total_epochs"] * meta["iters_per_epoch"]
     parts = [m / meta["total_epochs"] for m in meta["milestones"]]
