@@ -40,7 +40,7 @@ TRAINED = [
     (CONFIGS / "moco.py", "v2plus_lars"),
     (CONFIGS / "simsiam.py", "fix_pred_lr"),
     (CONFIGS / "mae.py", "base"),
-    (CONFIGS / "ipirm.py", "ipirm_mixup,cifar100"),
+    (CONFIGS / "ipirm.py", "ipirm"),
     (CONFIGS / "supervised.py", "resnet50"),
     # A pair of views alone, and with a predictor of the relation; SimCLR and SIE train below.
     (CONFIGS / "sie.py", "vicreg"),
