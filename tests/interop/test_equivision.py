@@ -131,6 +131,18 @@ def test_running_statistics_tell_the_signs(short):
         undecided(noise)
 
 
+@pytest.mark.parametrize("name", ["D4", "D8"])
+def test_the_first_guess_is_the_installation_that_is_stored(name):
+    stored = Case(GOLDEN / "dn_coupling_signs.npz").under(f"out/{name}")
+    theirs = {
+        tuple(tuple(map(int, irrep)) for irrep in triple.reshape(3, 2)): "-" if sign < 0 else "+"
+        for triple, sign in zip(stored["triples"], stored["sign"], strict=True)
+    }
+    group = dihedral(int(name[1]))
+    guess = "".join(theirs[c] for c in signs.undetermined(group))
+    assert signs.REFERENCE[group.name] == guess
+
+
 def test_what_is_of_another_network_is_refused(short):
     config = config_of("d4")
     state = FORMAT.write(config, drawn(config), 0).content

@@ -188,7 +188,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     def decide(images: np.ndarray) -> Network:
         backbone = networks.backbone(traverse_util.unflatten_dict(flat, sep="/"))
         found = signs.search(network, backbone, images)
-        if found.certainty < signs.SURE:
+        if not found.sure:
             raise Refusal(_undecided(found, len(images), network.group))
         return finished(found.signs, (_decided(found, len(images)),))
 
@@ -279,7 +279,8 @@ def _undecided(found: signs.Found, images: int, group: Group) -> str:
         f"the file has coefficients of {group.name} without the basis that they refer to, and "
         f"{len(found.signs)} signs of it are open. {images} images do not decide them: with the "
         f"best choice variances differ from the stored ones by {found.deviation:.1%}, and another "
-        f"is only e^{found.certainty:.1f} times less likely (asked for: e^{signs.SURE:g}). Give "
+        f"is only e^{found.certainty:.1f} times less likely (asked for: {signs.CLOSE:.0%} at most, "
+        f"and e^{signs.SURE:g}). Give "
         "more images like those of the training, --images=\"folder(root='imagenet/train')\", or "
         "save the state dict of the network in evaluation mode, which holds bases and filters"
     )
