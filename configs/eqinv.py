@@ -27,8 +27,8 @@ images they have any (--config.train.source.source.context sets how often). Whoe
 is right in training and wrong there. `misled` is how often an image is taken for the class of its
 floor where that is another's: 8 % without bias.
 
-Measured on two CPU cores that others used too, 2026-11-27 (a step of 60 pairs takes 0.15 s of
-processor time at most): 600 test images after the last step, in %; `far` is the top-1 of those
+Measured on two CPU cores that others used too, 2026-11-27 (the whole of the first command took 5.1
+minutes of processor time): 600 test images after the last step, in %; `far` is the top-1 of those
 whose floor is not near the hue of their class. Stage 1 is one run of 1200 steps (seed 0), the rest
 300 steps with the seeds 0 and 1.
 
