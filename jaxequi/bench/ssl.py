@@ -19,6 +19,9 @@ compared), in percent of the step, by both clocks.
 On a CPU (2026-11-27): the loss takes 144 MiB beside a queue of 64 MiB where all similarities alone
 are 1 GiB, and a loss that holds them 2 GiB; BYOL's gradient takes 847 MB with its target pass, 831
 MB without, 1631 MB if the target had a gradient; MAE's encoder costs 0.246 of that of all patches.
+On two quiet cores a step takes 1.13 s (MoCo), 2.27 s (BYOL) and 1.18 s (MAE); BYOL's is 1.02 times
+the sum of its passes; kNN adds 0.2 %, and what online heads add (their arithmetic is 0.1 % of the
+step) is less than how much two programs of the same step differ, 9 % here.
 """
 
 from __future__ import annotations

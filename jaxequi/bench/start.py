@@ -3,9 +3,8 @@
 In two new processes, one after the other: the first with empty caches, the second with what the
 first left on disk, bases and the compiled program. Imports are not counted.
 
-d8resnet101, 44 million numbers, on two CPU cores that others shared too (2026-11-27): by the
-processor 9.7 s for the first start and 2.8 s for the second, all cores together; before equal
-layers were drawn in one loop the first took 17.8 s. The clock said nothing there.
+d8resnet101, 44 million numbers, on two quiet CPU cores (2026-11-27): 4.8 s for the first start and
+1.6 s for the second (7.4 s and 1.8 s of processor time).
 """
 
 from __future__ import annotations
