@@ -252,8 +252,12 @@ class _Reader:
 
     def _scan(self, eqn: Any, given: list[_Value], scope: str) -> list[_Value]:
         """A loop whose carry keeps its form: its body, read once, tells of every round."""
-        jaxpr, consts = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
-        rows = consts + eqn.params["num_carry"]
+        jaxpr = eqn.params["jaxpr"].jaxpr
+        if "num_consts" in eqn.params:
+            consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        else:  # JAX 0.12: trees of the constants, of the carry and of what is scanned
+            consts, carried, _ = map(len, eqn.params["ft_in"].unpack())
+        rows = consts + carried
         start = [self._settled(g) if isinstance(g, _Pixels) else g for g in given[:rows]]
         for i, v in enumerate(jaxpr.invars[consts:rows], consts):
             if isinstance(start[i], _Plain):  # it may not stay uniform
