@@ -39,9 +39,9 @@ def small(tmp_path):
     def mount(options):
         command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
         if os.name != "posix" or shutil.which("mount") is None:
-            pytest.skip("there is no mount here")
+            pytest.skip("a full disk is a small file system, and there is no program `mount`")
         if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("file systems cannot be mounted here; it takes root")
+            pytest.skip("a full disk is a small file system, which only root may mount")
         return folder
 
     yield mount
@@ -211,7 +211,10 @@ def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/fd").exists(), reason="it is told by /proc")
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/fd").exists(),
+    reason="only Linux counts open files and memory in /proc",
+)
 def test_a_run_does_not_grow(tmp_path):
     """Open files, threads and memory while steps and evaluations go on."""
     steps, every = 300, 10

@@ -281,7 +281,7 @@ def test_rotated_turns_each_picture_once_and_for_all(tmp_path):
 def test_fashion_mnist_of_debian():
     place = pathlib.Path("/usr/share/datasets/fashion-mnist")
     if not place.exists():
-        pytest.skip("30 MB of others' data: apt install dataset-fashion-mnist")
+        pytest.skip("others' data, 30 MB, is not ours to commit: apt install dataset-fashion-mnist")
     source = arrays.make(str(place), "train")
     assert len(source) == 60_000
     assert np.bincount(source.labels).tolist() == [6000] * 10
