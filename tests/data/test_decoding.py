@@ -18,7 +18,7 @@ NAMES = sorted(f.name for f in FILES.iterdir() if f.suffix in (".jpg", ".png", "
 @pytest.fixture(params=["simplejpeg", "pillow"])
 def decoder(request, monkeypatch):
     if request.param == "simplejpeg":
-        pytest.importorskip("simplejpeg")
+        pytest.importorskip("simplejpeg", reason="simplejpeg is of the extra fast")
     else:
         monkeypatch.setattr(decoding, "simplejpeg", None)
 

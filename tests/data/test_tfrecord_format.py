@@ -122,7 +122,10 @@ def test_examples_round_trip():
 
 
 def test_examples_equal_those_of_protobuf():
-    tf_example_pb2 = pytest.importorskip("tensorflow_datasets.proto.tf_example_generated_pb2")
+    tf_example_pb2 = pytest.importorskip(
+        "tensorflow_datasets.proto.tf_example_generated_pb2",
+        reason="tensorflow-datasets is of the extra tfds",
+    )
     message = tf_example_pb2.Example()
     message.features.feature["label"].int64_list.value.extend([-5, 1 << 40])
     message.features.feature["image"].bytes_list.value.append(b"xyz")

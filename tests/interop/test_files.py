@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch, up to 5 GB, is an extra")
 
 from jaxequi.interop import files
 

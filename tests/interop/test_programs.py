@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch, up to 5 GB, is an extra")
 
 from configs import classification
 from configs import sie as sie_config

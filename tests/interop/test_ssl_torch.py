@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-resnets = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+torch = pytest.importorskip("torch", reason="torch, up to 5 GB, is an extra")
+resnets = pytest.importorskip(
+    "torchvision.models", reason="torchvision goes with torch, up to 5 GB"
+)
 
 from torch import nn
 

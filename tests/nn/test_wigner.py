@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-e3nn_jax = pytest.importorskip("e3nn_jax")
+e3nn_jax = pytest.importorskip("e3nn_jax", reason="e3nn-jax is of the extra wigner")
 
 from jaxequi.groups import quaternions
 from jaxequi.nn import heads

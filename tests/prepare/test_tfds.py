@@ -23,7 +23,7 @@ FILES = pathlib.Path(__file__).parents[1] / "data" / "files"
 @pytest.fixture
 def manual(tmp_path, monkeypatch):
     """A directory of archives whose checksums are not the real ones, and are not compared."""
-    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is of the extra tfds")
     import tensorflow_datasets.core.dataset_builder as core
 
     monkeypatch.setattr(core.DatasetBuilder, "url_infos", {})
@@ -128,7 +128,7 @@ def test_stl10(manual):
 
 
 def test_flowers(manual):
-    scipy_io = pytest.importorskip("scipy.io")
+    scipy_io = pytest.importorskip("scipy.io", reason="scipy is of the extra dev")
     jpeg = (FILES / "rgb.jpg").read_bytes()
     tar({f"jpg/image_{i:05d}.jpg": jpeg for i in range(1, 7)}, manual / "102flowers.tgz")
     scipy_io.savemat(manual / "imagelabels.mat", {"labels": np.array([[1, 2, 3, 4, 5, 102]])})
@@ -141,7 +141,7 @@ def test_flowers(manual):
 
 
 def test_patch_camelyon(manual):
-    h5py = pytest.importorskip("h5py")
+    h5py = pytest.importorskip("h5py", reason="h5py is of the extra dev")
     images = RNG.integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     for split in ("train", "valid", "test"):
         for kind, array in (("x", images), ("y", np.array([0, 1]).reshape(2, 1, 1, 1))):
@@ -316,7 +316,7 @@ def test_an_archive_that_ends_between_two_members_is_not_taken_for_whole(tmp_pat
 
 
 def test_an_archive_with_a_wrong_checksum_is_refused(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is of the extra tfds")
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not the file that TFDS knows"):
         tfds.prepare("cifar10", str(tmp_path / "out"), str(tmp_path))

@@ -46,7 +46,9 @@ def of_nnx():
 
 
 def of_equinox():
-    eqx = pytest.importorskip("equinox", reason="equinox is for development alone")
+    eqx = pytest.importorskip(
+        "equinox", reason="equinox is another library, asked only whether ours works on it"
+    )
     conv = eqx.nn.Conv2d(3, 8, 3, 2, 1, key=jax.random.key(0))
 
     def one(x):

@@ -49,7 +49,10 @@ def test_metrics_beyond_the_start_are_taken_back(tmp_path):
 
 
 def test_events_can_be_read_by_tensorboard(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is of the extra dev",
+    )
     told = log.RunLog(tmp_path, start_step=0, total_steps=2)
     told.write(1, {"loss": 0.5, "online/r2/representation": 0.25})
     told.close()

@@ -15,7 +15,7 @@ def views(rows, count=1):
 
 
 def test_digits():
-    datasets = pytest.importorskip("sklearn.datasets")
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is of the extra dev")
     train, test = digits.make("train"), digits.make("test")
     assert (len(train), len(test)) == (1438, 359)
     assert train.class_names == tuple("0123456789")

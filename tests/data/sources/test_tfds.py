@@ -17,7 +17,7 @@ ONE = np.zeros((1, 1), int)
 
 @pytest.fixture
 def data_dir(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is of the extra tfds")
     shutil.copytree(FILES, tmp_path / "tfds")
     return tmp_path / "tfds"
 
