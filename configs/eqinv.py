@@ -158,15 +158,7 @@ def _run(variant: str, data: Data):
         config.show = ("loss", "val/knn/top1", "val/rank/*")
         config.eval_every_steps = 300
         return config
-    config.optimizer = {
-        "name": "sgd",
-        "base_lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": "drops",
-        "drops": (0.6, 0.8),
-        "factor": 0.1,
-    }
+    config.optimizer = common.sgd_drops(0.6, 0.8)
     config.total_epochs = 30
     judged = {"sets": ("val", "testgt")}
     config.evals = {"classification": judged, "context": judged}

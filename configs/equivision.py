@@ -76,15 +76,7 @@ def get_config(arg: str | None = None):
     _shown(config, "decode|resize((33, 33))|pad_crop(2)", "decode|resize((33, 33))", words)
     config.batch_size = 64
     config.total_epochs = 30
-    config.optimizer = {
-        "name": "sgd",
-        "base_lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": "drops",
-        "drops": (1 / 3, 2 / 3),
-        "factor": 0.1,
-    }
+    config.optimizer = common.sgd_drops(1 / 3, 2 / 3)
     config.eval_every_steps = 10_000  # at the end
     for word in words:
         WORDS[word](config, words)

@@ -43,16 +43,7 @@ def get_config(arg: str | None = None):
     config.val = common.held_out_set({**scenes, "split": "val"}, **shown, batch_size=48)
     config.batch_size = 48
     config.total_epochs = 60
-    config.optimizer = {
-        "name": "sgd",
-        "base_lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": "drops",
-        "drops": (1 / 3, 2 / 3, 8 / 9),
-        "factor": 0.1,
-        "warmup_steps": 12,
-    }
+    config.optimizer = {**common.sgd_drops(1 / 3, 2 / 3, 8 / 9), "warmup_steps": 12}
     config.eval_every_steps = 1000
     for word in words:
         WORDS[word](config, 224 + extra)
