@@ -21,9 +21,10 @@ import numpy as np
 
 from jaxequi import arguments
 from jaxequi.errors import Refusal
-from jaxequi.methods import _partition_search
+from jaxequi.methods import _partition_search, _siamese
 from jaxequi.methods._partition_search import LossesOf, Search
 from jaxequi.names import unknown
+from jaxequi.objectives import partition
 from jaxequi.types import OWN, Array, Batch, Look, Metrics, Progress, PyTree, Refit
 
 SCHEDULES = ("constant", "linear")
@@ -79,6 +80,35 @@ def own(partitions: int, examples: int | None, environments: int) -> PyTree:
         "risk": jnp.zeros(()),
         "epochs": jnp.zeros((), jnp.int32),
     }
+
+
+def start(
+    network: _siamese.Siamese, partitions: int, examples: int | None, environments: int
+) -> Callable[[Array, Batch], tuple[PyTree, PyTree]]:
+    """Make a method's `init`; the baseline, without partitions, keeps nothing of its own."""
+
+    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        params, extra = _siamese.start(network, key, batch)
+        if partitions:
+            extra[OWN] = own(partitions, examples, environments)
+        return params, extra
+
+    return init
+
+
+def plain_losses(temperature: float, penalty_temperature: float, normalize: bool) -> LossesOf:
+    """The losses that a search without mixtures reads off "embedding" f32[n, 2, D]."""
+
+    def losses_of(seen: Mapping[str, Array]) -> partition.Losses:
+        return partition.infonce(
+            seen["embedding"][:, 0],
+            seen["embedding"][:, 1],
+            temperature=temperature,
+            penalty_temperature=penalty_temperature,
+            normalize=normalize,
+        )
+
+    return losses_of
 
 
 def environments_of(own: PyTree, batch: Batch) -> Array:

@@ -29,7 +29,7 @@ from jaxequi.errors import Refusal
 from jaxequi.methods import _ipirm, _siamese
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
-from jaxequi.objectives import contrastive, irm, partition
+from jaxequi.objectives import contrastive, irm
 from jaxequi.types import (
     OWN,
     Array,
@@ -102,12 +102,8 @@ def make(
         raise Refusal("method.search.mixup=True: mixtures are the method 'ipirm_mixup'")
     head = _siamese.projector(projector, norm=norm, dtype=dtype, bias=False, last_bias=True)
     network = _siamese.Siamese(backbone, head)
-
-    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
-        params, extra = _siamese.start(network, key, batch)
-        if partitions:
-            extra[OWN] = _ipirm.own(partitions, examples, environments)
-        return params, extra
+    init = _ipirm.start(network, partitions, examples, environments)
+    plain = _ipirm.plain_losses(temperature, irm_temperature, options.normalize)
 
     def baseline(a: Array, b: Array) -> Array:
         if prior:
@@ -145,14 +141,5 @@ def make(
     def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
         return network.evaluate(params, collections(extra), views)
 
-    def losses_of(seen: Mapping[str, Array]) -> partition.Losses:
-        return partition.infonce(
-            seen["embedding"][:, 0],
-            seen["embedding"][:, 1],
-            temperature=temperature,
-            penalty_temperature=irm_temperature,
-            normalize=options.normalize,
-        )
-
-    refit = _ipirm.refit(every_epochs, options, losses_of) if partitions else None
+    refit = _ipirm.refit(every_epochs, options, plain) if partitions else None
     return Method(init=init, loss=loss, encode=encode, refit=refit)

@@ -113,12 +113,8 @@ def make(
     options = _ipirm.read_search(search)
     head = _siamese.projector(projector, norm=norm, dtype=dtype, bias=False, last_bias=True)
     network = _siamese.Siamese(backbone, head)
-
-    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
-        params, extra = _siamese.start(network, key, batch)
-        if partitions:
-            extra[OWN] = _ipirm.own(partitions, examples, environments)
-        return params, extra
+    init = _ipirm.start(network, partitions, examples, environments)
+    plain = _ipirm.plain_losses(temperature, irm_temperature, options.normalize)
 
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
@@ -208,14 +204,6 @@ def make(
 
     def losses_of(seen: Mapping[str, Array]) -> partition.Losses:
         a, b = seen["embedding"][:, 0], seen["embedding"][:, 1]
-        if not options.mixup:
-            return partition.infonce(
-                a,
-                b,
-                temperature=temperature,
-                penalty_temperature=irm_temperature,
-                normalize=options.normalize,
-            )
         logits = jnp.matmul(l2_normalize(a), l2_normalize(b).T, precision="highest") / temperature
         return partition.mixed_infonce(
             logits, seen["share"], seen.get("partner"), normalize=options.normalize
@@ -227,5 +215,5 @@ def make(
         more = ("share", "partner") if options.online else ("share",)
         refit = _ipirm.refit(every_epochs, options, losses_of, change, more)
     elif partitions:
-        refit = _ipirm.refit(every_epochs, options, losses_of)
+        refit = _ipirm.refit(every_epochs, options, plain)
     return Method(init=init, loss=loss, encode=encode, refit=refit)

@@ -94,7 +94,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     template = networks.shapes(config, classes)
     own = template.pop(OWN, None)
     if kind == ENCODER:
-        template = {name: {"backbone": tree["backbone"]} for name, tree in template.items()}
+        template = networks.under_backbone(networks.backbone(template))
         config.method = None
     left_out = mapping.passed_over(state, IGNORED)
     variables = mapping.from_torch(state, template, _table(kind), IGNORED)

@@ -52,7 +52,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     left_out = mapping.passed_over(state, mapping.COUNTERS)
     template = networks.shapes(config, classes)
     if not classes:
-        template = {name: {"backbone": tree["backbone"]} for name, tree in template.items()}
+        template = networks.under_backbone(networks.backbone(template))
         config.method = None
     return Network(mapping.from_torch(state, template, TABLE), config, left_out)
 

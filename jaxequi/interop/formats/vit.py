@@ -46,7 +46,7 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
     if config.backbone.get("positions", "fixed") == "fixed":
         state, left_out = _vit.without_codes(state, _POSITIONS)
     if not classes:
-        template = {name: {"backbone": tree["backbone"]} for name, tree in template.items()}
+        template = networks.under_backbone(networks.backbone(template))
         config.method = None
     return Network(mapping.from_torch(state, template, _vit.table), config, left_out)
 
