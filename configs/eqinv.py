@@ -128,16 +128,13 @@ class Data:
         train = self.source("train", self.shots, 0, context=0.8)
         train = {"name": "fewshot", "source": train, "shots": self.shots}
         config.train = common.train_set(train, views, (augment,))
-        config.train.mix = MIXES.get(kind, "").format(classes=12)
+        config.train.mix = MIXES.get(kind, "")
         shown = {"views": ("decode",), "augment": (plain,), "batch_size": 100}
         for name, per_class, seed in (("val", self.val, 1), ("testgt", self.test, 2)):
             config[name] = common.held_out_set(self.source("val", per_class, seed, 0.0), **shown)
 
 
-MIXES = {
-    "mixup": "mixing({classes}, mixup=1.0, partner='permuted')",
-    "smooth": "mixing({classes}, smoothing=0.1)",
-}
+MIXES = {"mixup": recipes.eqinv_mixup().mix, "smooth": "mixing(smoothing=0.1)"}
 
 
 def _run(variant: str, data: Data):
@@ -202,7 +199,7 @@ def _vipriors(shots: int):
         }.get(kind, recipes.imagenet())
         folder = {"name": "folder", "root": f"imagenet_{shots}/train"}
         config.train = common.train_set(folder, recipe.views, recipe.augment)
-        config.train.mix = MIXES.get(kind, "").format(classes=1000)
+        config.train.mix = MIXES.get(kind, "")
         shown = recipes.imagenet_eval()
         for name in ("val", "testgt"):
             folder = {"name": "folder", "root": f"imagenet_{shots}/{name}"}

@@ -36,7 +36,7 @@ fi
 exit "\$code"
 BATCH
 )
-command=(sbatch --job-name=jaxequi --nodes=1 --gpus-per-node="$gpus" --ntasks-per-node="$gpus"
+command=(sbatch --job-name=jaxequi --nodes=1 --gpus-per-node="$gpus" --ntasks-per-node="${gpus##*:}"
   --open-mode=append ${FLAGS[@]+"${FLAGS[@]}"} --signal=USR1@60 --requeue)
 if [ -n "$DRY_RUN" ]; then
   quoted "${command[@]}"

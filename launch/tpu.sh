@@ -32,6 +32,7 @@ runtime=$(flag runtime v2-alpha-tpuv5-lite)
 for word in "${PROGRAM[@]}"; do
   case $word in --workdir=?*) workdir=${word#*=} ;; esac
 done
+case $workdir in /*) ;; *) workdir=jaxequi/$workdir ;; esac # the run starts in that folder
 
 state() {
   "${tpus[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \

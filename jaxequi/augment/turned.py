@@ -52,7 +52,8 @@ def turned_pairs(
         second = (first + jax.random.randint(second_key, (pairs,), 1, group.order)) % group.order
         elements = jnp.stack([first, second], axis=1)
         same = views[-pairs:, 0]
-        moved = jnp.stack([act_each(group, element, same) for element in elements.T], axis=1)
+        moved = act_each(group, elements.ravel(), jnp.repeat(same, 2, axis=0))
+        moved = moved.reshape(pairs, 2, *same.shape[1:])
         drawn = {
             name: jnp.asarray(one).at[-pairs:, 1].set(one[-pairs:, 0])
             for name, one in batch.get("aug", {}).items()

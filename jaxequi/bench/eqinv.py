@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.bench import _program
 from jaxequi.objectives import environments
 from jaxequi.types import Array
 
@@ -84,19 +85,15 @@ def _penalty(classes: int, shots: int, batch_size: int, width: int, repeats: int
 
     mask = jnp.linspace(0, 1, width)
     program = jax.jit(jax.value_and_grad(penalty)).lower(mask, *given).compile()
-    watches, value = [], jnp.zeros(())
-    for _ in range(repeats + 1):
-        with Watch() as watch:
-            value, _ = jax.block_until_ready(program(mask, *given))
-        watches.append(watch)
+    timed = _program.seconds(lambda: program(mask, *given), repeats)
+    value, _ = program(mask, *given)
     rows = features * np.asarray(jax.nn.sigmoid(mask))
     with Watch() as loop:
         looped = _looped_penalty(rows, table, labels, index)
     memory: Any = program.memory_analysis()
     np.testing.assert_allclose(value, looped, rtol=1e-3)
     return {
-        "seconds": min(watch.clock for watch in watches[1:]),
-        "processor_seconds": min(watch.processor for watch in watches[1:]),
+        **timed,
         "loop_seconds_without_gradient": loop.clock,
         "loop_processor_seconds": loop.processor,
         "bytes": memory.temp_size_in_bytes,

@@ -83,12 +83,12 @@ def rehearse(planned: Sequence[Planned]) -> None:
     Raises:
       ValueError: see `job.build` and `train.programs.lower_job`.
     """
-    built = []
+    built, to_come = [], {str(one.folder) for one in planned}
     for one in planned:
         config = one.config.copy_and_resolve_references()
         if _saved(one.folder):
             continue
-        if config.init_from and not _saved(pathlib.Path(config.init_from)):
+        if config.init_from in to_come and not _saved(pathlib.Path(config.init_from)):
             config.init_from = None
         built.append(jobs.build(config, one.overridden))
     for job in built:

@@ -22,7 +22,7 @@ that count, all positive and `REFERENCE`. No trained file was at hand.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -143,11 +143,13 @@ def search(network: SteerableResNet, variables: PyTree, images: np.ndarray) -> F
     """
     group = network.group
     wanted = undetermined(group)
-    network = network.clone(stage_sizes=network.stage_sizes[:STAGES])
+    watched = _watched(network.clone(stage_sizes=network.stage_sizes[:STAGES]))
     for guess in ("+" * len(wanted), REFERENCE.get(group.name, "")):
         signs = np.array([1 if sign == "+" else -1 for sign in guess])
         if len(signs) == len(wanted):
-            layers = _layers(network, variables, images, dict(zip(wanted, signs, strict=True)))
+            layers = _layers(
+                group, watched, variables, images, dict(zip(wanted, signs, strict=True))
+            )
             found = _judged(layers, signs, wanted)
             if found.sure:
                 return found
@@ -159,7 +161,9 @@ def search(network: SteerableResNet, variables: PyTree, images: np.ndarray) -> F
     for first in itertools.product((1, -1), repeat=len(ahead)):
         signs = np.array([dict(zip(ahead, first)).get(c, 1) for c in wanted])
         for attempt in range(6):
-            layers = _layers(network, variables, images, dict(zip(wanted, signs, strict=True)))
+            layers = _layers(
+                group, watched, variables, images, dict(zip(wanted, signs, strict=True))
+            )
             use = layers if attempt else layers[: 1 + bool(ahead)]
             starts = [signs, *random.choice([-1, 1], (STARTS, len(wanted)))]
             before, signs = signs, min((_descend(use, s) for s in starts), key=_second)[0]
@@ -195,15 +199,16 @@ class _Layer(NamedTuple):
 
 
 def _layers(
-    network: SteerableResNet,
+    group: Group,
+    watched: _Watched,
     variables: PyTree,
     images: np.ndarray,
     signs: Mapping[Coupling, int],
 ) -> list[_Layer]:
     """The layers between regular fields, in order, reading what they read with these signs."""
-    group, random = network.group, np.random.default_rng(0)
+    random = np.random.default_rng(0)
     params = apply(variables["params"], signs, group)
-    inputs = _inputs(network, {**variables, "params": params}, images)
+    inputs = _inputs(watched, {**variables, "params": params}, images)
     found = []
     for (block, name), (x, stride) in inputs.items():
         weights = np.asarray(variables["params"][block][name]["weights"])
@@ -218,8 +223,19 @@ def _layers(
     return found
 
 
-def _inputs(network: SteerableResNet, variables: PyTree, images: np.ndarray) -> dict:
-    """What each layer between regular fields reads, and its stride, by block and name."""
+class _Watched(NamedTuple):
+    """A network that tells what its layers read: compiled once, for all signs.
+
+    Attributes:
+      run: (variables, images) -> what each layer reads, by its path.
+      strides: of the layers, filled while `run` is traced.
+    """
+
+    run: Callable[[PyTree, Any], dict[str, Any]]
+    strides: dict[str, int]
+
+
+def _watched(network: SteerableResNet) -> _Watched:
     strides: dict[str, Any] = {}
 
     def run(variables: PyTree, x: Any) -> Any:
@@ -236,9 +252,14 @@ def _inputs(network: SteerableResNet, variables: PyTree, images: np.ndarray) -> 
             network.apply(variables, x, False)
         return seen
 
-    seen = jax.jit(run)(variables, images)
+    return _Watched(jax.jit(run), strides)
+
+
+def _inputs(watched: _Watched, variables: PyTree, images: np.ndarray) -> dict:
+    """What each layer between regular fields reads, and its stride, by block and name."""
+    seen = watched.run(variables, images)
     return {
-        tuple(path.split("/")): (np.asarray(x, np.float32), strides[path])
+        tuple(path.split("/")): (np.asarray(x, np.float32), watched.strides[path])
         for path, x in sorted(seen.items())
         if "/" in path
     }

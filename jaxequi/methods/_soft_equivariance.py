@@ -54,8 +54,8 @@ def with_soft_equivariance(
 
     Raises:
       ValueError: unknown objective, a number out of its range, a method whose predictor needs the
-        relation of stored views; while tracing, a layer that is not there or has no square map, or
-        a method that sees one view.
+        relation of stored views; while tracing, a layer that is not there, is there
+        several times or has no square map, or a method that sees one view.
     """
     if objective not in OBJECTIVES:
         raise unknown("soft_equivariance.objective", objective, OBJECTIVES)
@@ -72,7 +72,7 @@ def with_soft_equivariance(
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        maps, there = [], set()
+        maps, paths, there = [], [], set()
 
         def catch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             found = call(*args, **kwargs)
@@ -80,6 +80,7 @@ def with_soft_equivariance(
                 there.add(context.module.name or "")
                 if context.module.name == layer:
                     maps.append(found)
+                    paths.append(context.module.path)
             return found
 
         with nn.intercept_methods(catch):
@@ -91,6 +92,12 @@ def with_soft_equivariance(
             raise Refusal(
                 f"soft_equivariance compares the maps of two views, and this method sees {seen} in "
                 "the network that learns; take one that sees both (method.symmetric=True of moco)"
+            )
+        if paths[0] != paths[1]:
+            one, other = ("/".join(path) for path in paths[:2])
+            raise Refusal(
+                f"soft_equivariance.layer={layer!r} is the name of several modules, such as {one} "
+                f"and {other}; name a layer that is there once"
             )
         # The first two passes are those of the online network, in the order of the views.
         back = jnp.asarray(dihedral(4).inverse)

@@ -189,10 +189,8 @@ def make(
             hard = jnp.concatenate([views[:, 2], views[:, 3]])
             told = see(hard, keys[2], project=False).logits
         erm = classification.cross_entropy(told, labels)
-        embedding = l2_normalize(jnp.concatenate([one.embedding for one in seen]))
-        contrastive = cont_weight * supcon(
-            embedding[:, None], labels, temperature, base_temperature
-        )
+        embedding = l2_normalize(jnp.stack([one.embedding for one in seen], axis=1))
+        contrastive = cont_weight * supcon(embedding, batch["label"], temperature, base_temperature)
         total = erm + contrastive
         metrics = {"loss/erm": erm, "loss/contrastive": contrastive}
         if inv_weight:

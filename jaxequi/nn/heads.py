@@ -46,20 +46,18 @@ def _weights(
     std: float | None = None,
 ) -> tuple[Array, Array | None]:
     """Declare `kernel` f32[fan_in, features] and, if asked for, `bias` f32[features]."""
-    if std is not None:
-        kernel = module.param("kernel", nn.initializers.normal(std), (fan_in, features))
-        zeros = nn.initializers.zeros
-        return kernel, module.param("bias", zeros, (features,)) if use_bias else None
 
     def uniform(key: Array, shape: Sequence[int]) -> Array:
         bound = fan_in**-0.5
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
-    kernel = module.param("kernel", uniform, (fan_in, features))
+    first = uniform if std is None else nn.initializers.normal(std)
+    bias = uniform if std is None else nn.initializers.zeros
+    kernel = module.param("kernel", first, (fan_in, features))
     if frozen_bias:
         start = module.make_rng("params") if module.is_initializing() else None
-        return kernel, module.variable("frozen", "bias", uniform, start, (features,)).value
-    return kernel, module.param("bias", uniform, (features,)) if use_bias else None
+        return kernel, module.variable("frozen", "bias", bias, start, (features,)).value
+    return kernel, module.param("bias", bias, (features,)) if use_bias else None
 
 
 class Linear(nn.Module):

@@ -126,7 +126,7 @@ def debiased_ntxent(a: Array, b: Array, temperature: float = 0.5, prior: float =
     """
     similarity, positive = _similarities(a, b, temperature)
     n = len(similarity)
-    partner = np.roll(np.eye(n, dtype=bool), n // 2, axis=1)
+    partner = jnp.roll(jnp.eye(n, dtype=bool), n // 2, axis=1)
     # All exponentials are times exp(-1 / temperature), the largest possible: none overflows.
     own = jnp.exp(positive - 1 / temperature)
     others = jnp.where(partner, -jnp.inf, similarity)

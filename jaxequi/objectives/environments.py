@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxequi.errors import Refusal
 from jaxequi.names import unknown
+from jaxequi.objectives.contrastive import l2_normalize
 from jaxequi.types import Array
 
 ENVIRONMENTS = 2
@@ -196,8 +197,7 @@ def risks(
       environment: i32[B, B], see `look_up`; not read where the labels are equal.
       temperature, base_temperature: as of `supcon`.
     """
-    squared = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
-    rows = rows * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+    rows = l2_normalize(rows)
     similarity = jnp.matmul(rows, rows.T, precision="highest") / temperature
     same, itself = labels[:, None] == labels, jnp.eye(len(rows), dtype=bool)
     positive = same & ~itself

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxequi.objectives.contrastive import l2_normalize
 from jaxequi.types import Array
@@ -55,7 +54,7 @@ def by_environment(
     rows = l2_normalize(jnp.concatenate([a, b]))
     cosine = jnp.matmul(rows, rows.T, precision="highest")
     both = jnp.tile(environment, 2)
-    known = (both[:, None] == both) & ~np.eye(2 * n, dtype=bool)
+    known = (both[:, None] == both) & ~jnp.eye(2 * n, dtype=bool)
     members, count = _members(environment, environments, cosine.dtype)
     share = jnp.tile(members / jnp.maximum(2 * count[:, None], 1), 2)  # of a row in its mean
 
@@ -86,17 +85,15 @@ def columns(pull: Array) -> tuple[Array, Array]:
     under the next member over the rows of earlier ones. Partners, on the diagonals, are in none.
 
     Args:
-      pull: f32[2N, 2N, ...], of rows and columns [view 1; view 2].
+      pull: f32[2N, 2N], of rows and columns [view 1; view 2].
 
     Returns:
-      Over the rows of later examples and of earlier ones: f32[2, N, ...] each, views first.
+      Over the rows of later examples and of earlier ones: f32[2, N] each, views first.
     """
     n = len(pull) // 2
-    blocks = pull.reshape(2, n, 2, n, *pull.shape[2:]).sum(axis=0)
+    blocks = pull.reshape(2, n, 2, n).sum(axis=0)
     blocks = jnp.moveaxis(blocks, 1, 0)  # views, rows, columns
-    later = np.tril(np.ones((n, n), bool), -1).reshape(n, n, *(1,) * (pull.ndim - 2))
-    sides = later, later.swapaxes(0, 1)
-    return tuple(jnp.where(side, blocks, 0).sum(axis=1) for side in sides)  # type: ignore[return-value]
+    return jnp.tril(blocks, -1).sum(axis=1), jnp.triu(blocks, 1).sum(axis=1)
 
 
 def mixed_by_environment(
@@ -132,7 +129,7 @@ def mixed_by_environment(
         share = jnp.sum(of_each * share, axis=1)[environment]
     known = environment[:, None] == environment
     total = jax.nn.logsumexp(jnp.where(known, z, -jnp.inf), axis=-1)
-    named = share[:, None] * np.eye(n, dtype=bool)
+    named = share[:, None] * jnp.eye(n, dtype=bool)
     named += (1 - share[:, None]) * (partner[:, None] == jnp.arange(n))
     loss = jnp.sum(of_each * (total - jnp.sum(named * z, axis=1)), axis=1)
     pull = jnp.where(known, jnp.exp(z - total[:, None]), 0) - named

@@ -52,7 +52,7 @@ def risk(
     """Judge a soft partition.
 
     Args:
-      losses: `infonce`, `mixed_infonce` or `named_infonce` of a batch.
+      losses: `infonce` or `mixed_infonce` of a batch.
       split: f32[N, K], logits of the shares.
       weight: of the variation.
       mode: what varies: "irm", the mean penalty (v1); "variance", unbiased, of the losses (v2).

@@ -45,7 +45,7 @@ def figures(
     }
     found = next((f for f in features.values() if {"representation", "latent"} <= set(f)), None)
     if found is not None:
-        name = config["method"]["activation"]
+        name = config["method"].get("activation", "sigmoid")
         values = np.asarray(mask.activate(jnp.asarray(params["mask"]["values"]), name))
         made["What the mask keeps"] = ("mask", kept(values, found))
     return made
@@ -87,7 +87,8 @@ def kept(values: np.ndarray, features: Mapping[str, np.ndarray]) -> Figure:
     """
     rows = features["representation"][:, 0]
     floor = context.carried(rows, context.hue_of_floor(features["latent"][:, 0]))
-    means = np.stack([rows[features["label"] == k].mean(0) for k in features["label"]])
+    classes, place = np.unique(features["label"], return_inverse=True)
+    means = np.stack([rows[features["label"] == k].mean(0) for k in classes])[place]
     total = np.maximum(rows.var(axis=0), 1e-12)
     of_class = means.var(axis=0) / total
     figure = Figure(figsize=(10, 4), layout="tight")

@@ -20,6 +20,9 @@ restarts=$(flag restarts 20)
 [ -n "$image" ] || refuse "give --image=, which holds jaxequi; --help shows the command"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] ||
   refuse "--name=$name: Kubernetes takes a-z, 0-9 and -, at most 32 of them"
+for one in chips nodes gpus restarts; do
+  [[ ${!one} =~ ^[1-9][0-9]*$ ]] || refuse "$one=${!one}: a number from 1 on"
+done
 if [ -n "$tpu" ] && [ -z "$gpu" ]; then
   kind=tpu
   [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || refuse "--topology='$topology': write it like 4x4 or 2x2x2"
@@ -29,9 +32,6 @@ elif [ -n "$gpu" ] && [ -z "$tpu" ]; then
 else
   refuse "give either --tpu= with --topology=, or --gpu= with --nodes= and --gpus-per-node="
 fi
-for one in chips nodes gpus restarts; do
-  [[ ${!one} =~ ^[1-9][0-9]*$ ]] || refuse "$one=${!one}: a number from 1 on"
-done
 
 # JSON is YAML: a string of JSON needs no thought about what YAML would make of it.
 manifest=$(

@@ -79,6 +79,7 @@ def test_a_fault_of_any_run_is_told_before_the_first(tmp_path, monkeypatch):
         ({"method__inv": "rx"}, "Did you mean 'rex'"),
         ({"method__inv_start": 3}, "before the end of the run"),
         ({"batch_size": 96}, "more than the"),
+        ({"init_from": "runs/typo"}, "runs/typo"),
         ({"train__source__shots": 99}, "take 1 to"),
         ({"before__scratch__method__name": "supervise"}, "Did you mean 'supervised'"),
         ({"method__environments_from": "nowhere.npz", "compare": ()}, "prepare.environments"),

@@ -137,6 +137,14 @@ def test_tpu_rents_trains_fetches_and_gives_back(call, tmp_path):
     remote = command.removeprefix("--command=").split(" -m jaxequi.main ")[1].split("; echo")[0]
     assert words(remote) == list(RUN)
     assert "n:/disk/a run" in calls[-2][0]
+    answers = [("describe", 0, "ACTIVE"), ("jaxequi.main", 0, "exit code 0")]
+    _, calls = call("tpu.sh", *TPU, "--", "--workdir=runs/x", answers=answers)
+    assert "n:jaxequi/runs/x" in calls[-2][0]  # where the program starts
+
+
+def test_slurm_starts_a_process_for_each_gpu_of_a_kind(call):
+    _, [(argv, _)] = call("slurm.sh", "--gpus-per-node=h100:4", "--", *RUN)
+    assert {"--gpus-per-node=h100:4", "--ntasks-per-node=4"} <= set(argv)
 
 
 def test_tpu_ends_with_a_final_code_and_gives_back(call):
@@ -234,6 +242,11 @@ def test_a_dry_run_tells_all_and_does_nothing(call, tmp_path, script, arguments)
         ("tpu.sh", (*TPU, "--typ=v5e", "--", *RUN), "unknown flag '--typ=v5e'"),
         ("local.sh", ("--env=x", "--", *RUN), "there are --venv"),
         ("gke/submit.sh", ("--name=a", "--image=i", "--", *RUN), "either --tpu= with"),
+        (
+            "gke/submit.sh",
+            ("--name=a", "--image=i", "--tpu=x", "--topology=4x4", "--chips=0", "--", *RUN),
+            "chips=0: a number from 1 on",
+        ),
         ("gke/submit.sh", ("--name=A_b", "--image=i", "--gpu=x", "--", *RUN), "a-z, 0-9 and -"),
         (
             "gke/submit.sh",

@@ -185,6 +185,25 @@ def test_bad_input(name, options, message):
         traced()
 
 
+class Twice(nn.Module):
+    """Two layers of one name."""
+
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, images, train):
+        return Backbone(name="b")(images, train) + Backbone(name="a")(images, train)
+
+
+def test_a_layer_that_is_there_twice_is_refused():
+    batch, _ = a_batch()
+    byol = names.find("methods", "byol")(backbone=Twice(), projector="6-6", **HEADS["byol"])
+    method = with_soft_equivariance(byol, layer="layer", pairs=PAIRS)
+    params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
+    with pytest.raises(Refusal, match="backbone/b/layer and backbone/a/layer"):
+        jax.eval_shape(method.loss, params, extra, batch, jax.random.key(0), NOW)
+
+
 def test_pairs_that_a_batch_has_not():
     for views, pairs in (((2, 2, 4, 4, 3), 3), ((2, 1, 4, 4, 3), 1), ((2, 2, 4, 5, 3), 1)):
         moved = augment.turned_pairs(augment.make(["normalise('unit')"]), pairs)

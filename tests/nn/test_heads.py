@@ -148,6 +148,14 @@ def test_a_frozen_bias_is_added_and_no_parameter(keys):
     np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5)
 
 
+def test_a_frozen_bias_of_small_weights_is_zero_and_no_parameter(keys):
+    layer = heads.Linear(3, std=0.01, frozen_bias=True)
+    variables = layer.init(next(keys), jnp.zeros((4, 500)))
+    assert set(variables["params"]) == {"kernel"}
+    np.testing.assert_array_equal(variables["frozen"]["bias"], np.zeros(3))
+    assert np.std(variables["params"]["kernel"]) == pytest.approx(0.01, rel=0.1)
+
+
 def test_a_projector_may_end_with_a_norm(keys):
     head = heads.Projector((6, 4), bias=False, last_bias=True, last_norm=True)
     x = jax.random.normal(next(keys), (64, 5))

@@ -127,11 +127,7 @@ def original(config: ml_collections.ConfigDict) -> str:
     Raises:
       ValueError: it has no such network; says what of it.
     """
-    method, architecture = config.method, _pair.architecture(config)
-    if architecture not in _WIDTHS:
-        raise Refusal(
-            f"the original has no backbone {architecture!r}, only {' and '.join(_WIDTHS)}"
-        )
+    method, width = config.method, _width(config)
     byol = method.name == "byol"
     projector, predictor = _projector(config), _predictor(config)
     batch_norm = byol or method.get("batch_norm", False)
@@ -147,13 +143,23 @@ def original(config: ml_collections.ConfigDict) -> str:
     plus = batch_norm or bool(method.get("symmetric"))  # whose trainer has a predictor
     lars = config.get("optimizer", {}).get("name") == "lars"
     file = _FILES[byol, plus, lars and plus]
-    options = {"MLP": name, "low_dim": projector[-1], "width": _WIDTHS[architecture]}
+    options = {"MLP": name, "low_dim": projector[-1], "width": width}
     if len(projector) == 2:
         options["hidden_dim"] = projector[0]
     if not byol:
         options["queue_size"] = method.get("queue", 65536)
     told = " ".join(f"{key}={value}" for key, value in options.items())
     return f"-f exp/{file}.py --exp-options {told}"
+
+
+def _width(config: ml_collections.ConfigDict) -> int:
+    """What theirs calls the width of the backbone."""
+    architecture = _pair.architecture(config)
+    if architecture not in _WIDTHS:
+        raise Refusal(
+            f"the original has no backbone {architecture!r}, only {' and '.join(_WIDTHS)}"
+        )
+    return _WIDTHS[architecture]
 
 
 def _projector(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -183,18 +189,14 @@ def _groups(
 
 def _supervised(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> File:
     file = torchvision.write(config, _pair.without_heads(variables)[0], epoch)
-    architecture = _pair.architecture(config)
-    if architecture not in _WIDTHS:
-        raise Refusal(
-            f"the original has no backbone {architecture!r}, only {' and '.join(_WIDTHS)}"
-        )
+    width = _width(config)
     state = {
         f"module.{name.replace('fc.', 'fc.0.')}": array for name, array in file.content.items()
     }
     decay = config.get("optimizer", {}).get("weight_decay", 1e-4)
     group = (len(_pair.parameters(state)), _optimizer.sgd(1e-6, 0.9, decay))
     content = {"start_epoch": epoch, "model": state, "optimizer": _optimizer.fresh([group])}
-    options = f"low_dim={len(state['module.fc.0.bias'])} width={_WIDTHS[architecture]}"
+    options = f"low_dim={len(state['module.fc.0.bias'])} width={width}"
     return File(content, f"train.py -f exp/supervised.py --exp-options {options}")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxequi.errors import Refusal
 from jaxequi.interop import mapping, networks
-from jaxequi.interop.formats import File, Network, State, _resnet, check, torchvision
+from jaxequi.interop.formats import File, Network, State, _pair, _resnet, check, torchvision
 from jaxequi.interop.mapping import SAME, Layout, Table
 from jaxequi.types import OWN, PyTree
 
@@ -74,8 +74,7 @@ def matches(state: State) -> bool:
 
 def native(config: ml_collections.ConfigDict) -> bool:
     """Whether this is EqInv over one of torchvision's ResNets."""
-    over = config.backbone.name == "torchvision_resnet"
-    return over and config.method is not None and config.method.name == "eqinv"
+    return _pair.is_method(config, "eqinv")
 
 
 def read(state: State, config: ml_collections.ConfigDict | None) -> Network:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from jaxequi.errors import Refusal
-from jaxequi.interop.formats import File, Network, State, _gconv, _optimizer, check
+from jaxequi.interop.formats import File, Network, State, _gconv, _optimizer, _pair, check
 from jaxequi.interop.mapping import Table
 from jaxequi.models import gresnet
 from jaxequi.types import PyTree
@@ -99,7 +99,7 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
 
 def _imagenet(state: dict[str, Any], epoch: int) -> dict[str, Any]:
     """A checkpoint of imagenet/main.py: the network under DDP's prefix, and a fresh SGD."""
-    parameters = [k for k in state if not k.rpartition(".")[2].startswith(("running", "num_"))]
+    parameters = _pair.parameters(state)
     return {
         "epoch": epoch,
         "state_dict": {f"module.{name}": array for name, array in state.items()},
