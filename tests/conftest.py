@@ -49,10 +49,21 @@ def pytest_runtest_call(item):
     return result
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def nan_is_an_error():
+    """Of the session: what shared fixtures train is under it, and compiled as the tests' own is."""
     with jax.debug_nans(True):
         yield
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """An error at the first program that would be compiled."""
+
+    def compiled(self, *args, **options):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
 
 
 @pytest.fixture

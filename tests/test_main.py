@@ -116,7 +116,12 @@ def test_interrupted_and_started_again(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     running = subprocess.Popen(
-        command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*arguments),
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": QUICK},  # the program of the next call, compiled once
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for_steps(metrics, running)

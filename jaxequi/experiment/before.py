@@ -21,8 +21,10 @@ import ml_collections
 from jaxequi import arguments, names
 from jaxequi.errors import Refusal
 from jaxequi.experiment import job as jobs
+from jaxequi.experiment import trained
 from jaxequi.train import programs
 from jaxequi.train import workdir as folders
+from jaxequi.train.state import TrainState
 
 PREFIX = "before:"
 
@@ -77,22 +79,24 @@ def plan(
 def rehearse(planned: Sequence[Planned]) -> None:
     """Refuse what is wrong with any run of a plan before the first one begins.
 
-    A run whose start is still to be trained is built without it; one that has a checkpoint of its
-    own was rehearsed before.
+    A run whose start is still to be trained is built on the shapes of that one; one that has a
+    checkpoint of its own was rehearsed before.
 
     Raises:
       ValueError: see `job.build` and `train.programs.lower_job`.
     """
-    built, to_come = [], {str(one.folder) for one in planned}
+    to_come: dict[str, tuple[jobs.Job, TrainState]] = {}
     for one in planned:
-        config = one.config.copy_and_resolve_references()
         if _saved(one.folder):
             continue
-        if config.init_from in to_come and not _saved(pathlib.Path(config.init_from)):
-            config.init_from = None
-        built.append(jobs.build(config, one.overridden))
-    for job in built:
-        programs.lower_job(job)
+        start, from_shapes = one.config.init_from, None
+        if start in to_come:
+            job, state = to_come[start]
+            config = ml_collections.ConfigDict(job.config)
+            values = state.params, state.extra, one.config.init_encoder
+            from_shapes = trained.describe(pathlib.Path(start), 0, config, *values)
+        job = jobs.build(one.config, one.overridden, from_shapes)
+        to_come[str(one.folder)] = job, programs.lower_job(job).shapes
 
 
 def _saved(folder: pathlib.Path) -> bool:

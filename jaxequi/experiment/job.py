@@ -75,13 +75,18 @@ FREE_FIELDS = (
 )
 
 
-def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> Job:
+def build(
+    config: ml_collections.ConfigDict,
+    overridden: Iterable[str] = (),
+    start: trained.Trained | None = None,
+) -> Job:
     """Make the job that a config describes.
 
     Args:
       config: as made by a file of configs/.
       overridden: fields set on the command line. A duration among them replaces the file's,
         whatever its unit.
+      start: the network that it starts with, in place of what `init_from` has in store.
 
     Raises:
       ValueError: something that is not there, does not fit or contradicts; nothing was compiled,
@@ -90,7 +95,7 @@ def build(config: ml_collections.ConfigDict, overridden: Iterable[str] = ()) -> 
     config, overridden = config.copy_and_resolve_references(), set(overridden)
     _check(config)
     networks.follow_names(config, overridden)
-    network = _start_network(config)
+    network = _start_network(config, start)
     mesh = meshes.make_mesh(**config.mesh)
     batch_size = config.batch_size
     meshes.check_batch_size(mesh, batch_size)
@@ -219,10 +224,13 @@ def _at_least(config: ml_collections.ConfigDict, field: str, least: int) -> None
         raise Refusal(f"{field}={config[field]}: it must be at least {least}")
 
 
-def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
+def _start_network(
+    config: ml_collections.ConfigDict, network: trained.Trained | None
+) -> trained.Trained | None:
     """Load the checkpoint that a run starts with; what the config leaves open is as there."""
-    network = None
-    if config.init_from:
+    if network is not None:
+        pass
+    elif config.init_from:
         network = trained.load(config.init_from, config.init_step, config.init_encoder)
     elif config.cache.on:
         raise Refusal(
@@ -240,7 +248,8 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
         with config.unlocked():
             changes = config.backbone_changes.to_dict()
             config.backbone = {**network.config.backbone.to_dict(), **changes}
-            config.norm = network.config.norm.to_dict()
+            # How many parts of a batch have statistics of their own is up to the run.
+            config.norm = {**network.config.norm.to_dict(), "groups": config.norm.groups}
     elif config.backbone_changes:
         raise Refusal(
             f"backbone_changes={config.backbone_changes.to_dict()}: they are laid over the "
@@ -258,7 +267,9 @@ def _start_network(config: ml_collections.ConfigDict) -> trained.Trained | None:
 
 
 def _digest_of_start(network: trained.Trained | None) -> str | None:
-    return None if network is None else cache.digest_of_values((network.params, network.extra))
+    if network is None or isinstance(jax.tree.leaves(network.params)[0], jax.ShapeDtypeStruct):
+        return None
+    return cache.digest_of_values((network.params, network.extra))
 
 
 def _start(config: ml_collections.ConfigDict, network: trained.Trained | None) -> Start | None:

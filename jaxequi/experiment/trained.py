@@ -29,7 +29,8 @@ class Trained:
       config: of the run.
       backbone: (images f32[B, H, W, 3], train) -> f32[B, R].
       method: None for a checkpoint that holds a backbone alone.
-      params, extra: the method's values, or {"backbone": ...}; numpy arrays.
+      params, extra: the method's values, or {"backbone": ...}; numpy arrays. Their shapes alone, of
+        a run that is still to begin.
     """
 
     run: pathlib.Path
@@ -99,10 +100,25 @@ def load(run: str | pathlib.Path, step: int | None = None, encoder: str = "") ->
         than its config's.
     """
     run = pathlib.Path(run)
+    step, saved, params, extra = checkpoint.read_network(run.absolute() / CHECKPOINTS, step)
+    return describe(run, step, ml_collections.ConfigDict(saved), params, extra, encoder)
+
+
+def describe(
+    run: pathlib.Path,
+    step: int,
+    config: ml_collections.ConfigDict,
+    params: PyTree,
+    extra: PyTree,
+    encoder: str = "",
+) -> Trained:
+    """Describe the network of a run by the values of its state, or by their shapes.
+
+    Raises:
+      ValueError: no such encoder, or a state without a backbone.
+    """
     if encoder not in ENCODERS:
         raise Refusal(f"encoder {encoder!r}: '' is the trained network, 'target' its average")
-    step, saved, params, extra = checkpoint.read_network(run.absolute() / CHECKPOINTS, step)
-    config = ml_collections.ConfigDict(saved)
     if encoder:
         held = extra.get(OWN, {})
         if encoder not in held:

@@ -61,6 +61,8 @@ COLUMNS = (
     Column("kNN", ("val/knn/top1",)),
     Column("k", ("val/knn/k",)),
     Column("T", ("val/knn/temperature",)),
+    Column("turned top-1", ("turned/heads/top1/classification-{part}-linear",)),
+    Column("turned kNN", ("turned/knn_turned/top1",)),
     Column("rank", ("val/rank/effective_rank",)),
     Column("all quarter turns", ("val/turned/accuracy/unseen",)),
     Column(

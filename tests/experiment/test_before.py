@@ -70,11 +70,8 @@ def smoke(**fields):
     return config
 
 
-def test_a_fault_of_any_run_is_told_before_the_first(tmp_path, monkeypatch):
-    def compiled(self, *args, **options):
-        raise AssertionError("compiled")
-
-    monkeypatch.setattr("jax.stages.Lowered.compile", compiled)
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_fault_of_any_run_is_told_before_the_first(tmp_path):
     for fields, message in (
         ({"method__inv": "rx"}, "Did you mean 'rex'"),
         ({"method__inv_start": 3}, "before the end of the run"),

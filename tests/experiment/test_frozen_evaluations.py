@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ def config_of(run, words, **fields):
     return config
 
 
+@functools.cache
 def encoded(run, name):
     """Features of every view of a set, computed here: representation and predictable."""
     network = trained.load(run)
@@ -35,7 +38,7 @@ def encoded(run, name):
     )
     pixels = {"views": np.stack([np.stack(record["image"]) for record in records])}
     views = shown.augment(jax.random.key(0), pixels)["views"]
-    found = network.encode(network.params, network.extra, views)
+    found = jax.jit(network.encode)(network.params, network.extra, views)
     return network, shown.source, {name: np.asarray(value) for name, value in found.items()}
 
 

@@ -6,7 +6,7 @@ from jaxequi.nn.norm import BatchNorm
 
 
 class Tiny(nn.Module):
-    """Images f32[B, H, W, 3] to f32[B, 8]."""
+    """Images f32[B, H, W, 3] to f32[B, features]."""
 
     features: int = 8
 
@@ -16,5 +16,5 @@ class Tiny(nn.Module):
         return nn.relu(BatchNorm()(x, use_running_average=not train)).mean((1, 2))
 
 
-def make():
-    return Tiny()
+def make(features: int = 8):
+    return Tiny(features)

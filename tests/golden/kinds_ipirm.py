@@ -101,13 +101,13 @@ def partition_objective(case: Case) -> None:
         }
         split = jnp.asarray(case[f"in/{given.pop('split', 'split')}"])
         temperatures = {k: given.pop(k) for k in ("temperature", "penalty_temperature")}
-        losses = partition.infonce(a, b, normalize=given["normalize"], **temperatures)
 
-        def risk(split, losses=losses, given=given):
+        def risk(split, given=given, temperatures=temperatures):
+            losses = partition.infonce(a, b, normalize=given["normalize"], **temperatures)
             found = partition.risk(losses, split[index], **given)
             return found.risk, found
 
-        gradient, found = jax.grad(risk, has_aux=True)(split)
+        gradient, found = jax.jit(jax.grad(risk, has_aux=True))(split)
         for term, field in TERMS.items():
             close(getattr(found, field), case[f"out/{name}/{term}"], **LOSS, name=f"{name} {term}")
         close(gradient, case[f"grad/{name}/split"], **GRADIENT, name=name)
@@ -121,7 +121,7 @@ def partition_objective(case: Case) -> None:
 
     rows = jnp.asarray(case["in/split"])[index]
     for mode in (1, 2):
-        value, gradient = jax.value_and_grad(functools.partial(soft, mode=mode))(rows)
+        value, gradient = jax.jit(jax.value_and_grad(functools.partial(soft, mode=mode)))(rows)
         close(value, case[f"out/soft_v{mode}"], **LOSS, name=f"soft v{mode}")
         close(gradient, case[f"grad/soft_v{mode}/split_rows"], **GRADIENT, name=f"soft v{mode}")
 
@@ -139,7 +139,7 @@ def mixup_soft(case: Case) -> None:
             return losses(weights[:, None])[0][0]
 
         arguments = jnp.asarray(case["in/logits"]), jnp.asarray(case["in/weights"])
-        value, gradients = jax.value_and_grad(loss, (0, 1))(*arguments)
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arguments)
         close(value, case[f"out/{name}"], **LOSS, name=name)
         for of, gradient in zip(("logits", "weights"), gradients, strict=True):
             close(gradient, case[f"grad/{name}/{of}"], **GRADIENT, name=f"{name} {of}")
@@ -303,16 +303,12 @@ def steps(case: Case) -> None:
 
 
 def losses_of_infonce(temperature: float, irm_temperature: float):
-    @functools.cache
-    def of():
-        return lambda seen: partition.infonce(
-            seen["embedding"][:, 0],
-            seen["embedding"][:, 1],
-            temperature=temperature,
-            penalty_temperature=irm_temperature,
-        )
-
-    return of()
+    return lambda seen: partition.infonce(
+        seen["embedding"][:, 0],
+        seen["embedding"][:, 1],
+        temperature=temperature,
+        penalty_temperature=irm_temperature,
+    )
 
 
 def split_run(case: Case) -> None:
@@ -369,7 +365,7 @@ def mixup_objective(case: Case) -> None:
             with mock.patch.object(ipirm_mixup, "draw", return_value=(share, partner)):
                 mask = jnp.ones(len(index), bool)
                 batch = method.refit.change(jax.random.key(0), {"views": views, "mask": mask})
-            embedding = method.encode(params, extra, batch["views"])["embedding"]
+            embedding = jax.jit(method.encode)(params, extra, batch["views"])["embedding"]
             seen = {"embedding": embedding, "share": batch["share"], "partner": batch["partner"]}
         else:
             embedding = np.stack([case["in/off_out_1"], case["in/off_out_2"]], axis=1)[index]
@@ -385,7 +381,7 @@ def mixup_objective(case: Case) -> None:
             )
             return found.risk, found
 
-        grads, found = jax.grad(risk, has_aux=True)(jnp.asarray(case["in/split"]))
+        grads, found = jax.jit(jax.grad(risk, has_aux=True))(jnp.asarray(case["in/split"]))
         for term, field in TERMS.items():
             close(getattr(found, field), case[f"out/{kind}_{term}"], **LOSS, name=f"{kind} {term}")
         close(grads, case[f"grad/{kind}/split"], **GRADIENT, name=kind)

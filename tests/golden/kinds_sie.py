@@ -321,7 +321,8 @@ def predictors(case: Case, make) -> None:
             y = predictor.apply(variables, x, z)
             return jnp.sum(y * w), y
 
-        (_, y), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(variables, x, z)
+        gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+        (_, y), grads = gradients(variables, x, z)
         close(y, case[f"out/{c}/y"], **TENSOR, name=f"{c} y")
         close(grads[1], case[f"grad/{c}/x"], **TENSOR, name=f"{c} gradient of x")
         close(grads[2], case[f"grad/{c}/z"], **TENSOR, name=f"{c} gradient of z")
@@ -362,7 +363,7 @@ def projector(case: Case) -> None:
             y = last(y)
             return jnp.sum(y * w), (y, after)
 
-        gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
         (_, (y, after)), (of_params, of_x) = gradients(variables["params"], x)
         close(y, case[f"out/{c}/train_y"], **TENSOR, name=f"{c} train_y")
         close(of_x, case[f"grad/{c}/x"], **TENSOR, name=f"{c} gradient of x")
@@ -374,7 +375,8 @@ def projector(case: Case) -> None:
         for name, expected in case.under(f"out/{c}/buffer_after").items():
             if not name.endswith("num_batches_tracked"):
                 close(buffers[name], expected, **TENSOR, name=f"{c} {name}")
-        y = last(layers.apply({"params": variables["params"], **after}, x, train=False))
+        evaluate = jax.jit(functools.partial(layers.apply, train=False))
+        y = last(evaluate({"params": variables["params"], **after}, x))
         close(y, case[f"out/{c}/eval_y"], **TENSOR, name=f"{c} eval_y")
 
 

@@ -166,15 +166,15 @@ def test_a_search_stops_keeps_the_best_and_leaves_out_what_fills_no_batch():
         _partition_search.run(look, nothing_is_finite, start, search)
 
 
-def small_run(devices=1, variant="ipirm", **changes):
+def small_run(variant="ipirm", **changes):
     """40 digits, five steps an epoch, a search before steps 1, 6 and 11 of 12."""
     made = config.get_config(f"{variant},smoke")
     digits = made.train.source.to_dict()
     made.train.source = {"name": "subset", "source": digits, "stop": 0.03}
-    made.total_steps, made.save_every_steps, made.eval_every_steps = 12, 2, 0
+    made.total_steps, made.save_every_steps, made.eval_every_steps = 12, 4, 0
     made.method.every_epochs = 1
     made.method.search.batch_size = 24
-    made.mesh.data = devices
+    made.mesh.data = 1
     with made.unlocked():  # one convolution that no evaluation reads: little to compile
         made.backbone = {"name": "one_gconv", "group": "c4"}
         made.evals = {}

@@ -13,7 +13,6 @@ from configs import linear as linear_config
 from jaxequi import experiment
 from jaxequi.runs import comparison, report
 from jaxequi.train import checkpoint, log, loop
-from jaxequi.train.interruption import Interruption
 from jaxequi.types import OWN
 
 STEPS = 8  # two epochs of four steps each
@@ -42,25 +41,10 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_interrupted_between_two_refits_it_goes_on_to_the_same_bits(run, tmp_path, monkeypatch):
-    class Stop(Interruption):
-        def reached(self, step):
-            return step == 6
-
+@pytest.mark.parametrize("stop", [6, 4], ids=["between two refits", "right before a refit"])
+def test_interrupted_it_goes_on_to_the_same_bits_and_clusters(stop, run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Interruption", Stop)
-        assert loop.run(experiment.build(config(1)), tmp_path) == loop.INTERRUPTED
-    assert loop.run(experiment.build(config(1)), tmp_path) == loop.FINISHED
-    np.testing.assert_equal(state(tmp_path), state(run))
-
-
-def test_interrupted_right_before_a_refit_it_makes_the_same_clusters(run, tmp_path, monkeypatch):
-    class Stop(Interruption):
-        def reached(self, step):
-            return step == 4
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "Interruption", Stop)
+        patch.setattr(loop.Interruption, "reached", lambda self, step: step == stop)
         assert loop.run(experiment.build(config(1)), tmp_path) == loop.INTERRUPTED
     assert loop.run(experiment.build(config(1)), tmp_path) == loop.FINISHED
     np.testing.assert_equal(state(tmp_path), state(run))

@@ -1,4 +1,4 @@
-"""Another source with every picture turned once and for all: RotMNIST's uniform regime."""
+"""Another source with every picture turned once and for all."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ import numpy as np
 
 from jaxequi import names
 from jaxequi.data import decoding, transforms
+from jaxequi.data.errors import DataError
 from jaxequi.types import Record, Source
+
+TURN = "turn"  # the label that a turned picture can have in place of its class
 
 
 class Rotated:
     """Pictures turned counter-clockwise by an angle of their own, black outside."""
 
-    def __init__(self, source: Source, seed: int):
-        self._source = source
+    def __init__(self, source: Source, seed: int, quarters: bool, label: str):
+        self._source, self._turned = source, label == TURN
         self.class_names, self.num_views = source.class_names, source.num_views
-        self.degrees = np.random.default_rng(seed).uniform(0, 360, len(source))
+        draw = np.random.default_rng(seed)
+        self.degrees = draw.uniform(0, 360, len(source))
+        if quarters:
+            self.degrees = self.degrees // 90 * 90
+        if self._turned:
+            self.class_names = ("0", "90", "180", "270")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -30,19 +38,35 @@ class Rotated:
         """Read examples of the source, with their pictures decoded and turned."""
         records = self._source.read(rows, views)
         for row, record in zip(rows, records):
+            degrees = float(self.degrees[row])
             record["image"] = [
-                np.asarray(transforms.rotated(decoding.decode(picture), float(self.degrees[row])))
+                np.asarray(transforms.rotated(decoding.decode(picture), degrees))
                 for picture in record["image"]
             ]
+            if self._turned:
+                record["label"] = int(degrees // 90)
         return records
 
 
-def make(source: Mapping[str, Any], seed: int = 0) -> Rotated:
+def make(
+    source: Mapping[str, Any], seed: int = 0, quarters: bool = False, label: str = "class"
+) -> Rotated:
     """Turn each picture of a source by U(0, 360) degrees, the same at every epoch.
+
+    As RotMNIST's uniform regime. By quarter turns, with the turn for a label, it asks which side of
+    a picture is up (Gidaris, Singh and Komodakis, ICLR 2018).
 
     Args:
       source: name and arguments of the other source, `dict(name="folder", root=...)`.
       seed: of the angles.
+      quarters: turn by 0, 90, 180 or 270 degrees, without loss.
+      label: "class", or of quarter turns "turn", their number.
+
+    Raises:
+      ValueError: another label, or the turn for a label of angles that are no quarters.
     """
-    inner = names.made("data.sources", source)
-    return Rotated(inner, seed)
+    if label not in ("class", TURN):
+        raise names.unknown("label", label, ("class", TURN))
+    if label == TURN and not quarters:
+        raise DataError("label='turn' is the number of a quarter turn; set quarters=True as well.")
+    return Rotated(names.made("data.sources", source), seed, quarters, label)
