@@ -22,6 +22,7 @@ from jaxequi.errors import Refusal
 from jaxequi.names import unknown
 from jaxequi.nn.conv import Conv
 from jaxequi.nn.norm import BatchNorm, at_least_f32
+from jaxequi.nn.pool import max_pool
 from jaxequi.types import Array
 
 # std sqrt(2 / fan_out), fan_out = out * k * k; not truncated
@@ -149,7 +150,7 @@ class ResNet(nn.Module):
             x = conv(self.width, 7, 2, (3, 3), name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x, 3, 2, 1)
         dilation = 1
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths)):
             before, stride = dilation, 2 if stage else 1
