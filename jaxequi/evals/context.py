@@ -54,8 +54,7 @@ def evaluate(sets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
     told = logits.reshape(len(label), classes).argmax(axis=-1)
     floor = hue_of_floor(latent.reshape(len(label), -1))
     representation = np.asarray(val["representation"]).reshape(len(label), -1)
-    own = np.array([scenes.hues(k)[0] for k in range(classes)])
-    away = np.abs((floor[:, None] - own + 0.5) % 1 - 0.5)  # f[n V, 12], at most a half
+    away = shifts(floor)
     far = away[np.arange(len(label)), label] > NEAR
     by_floor = away.argmin(axis=-1)
     return {
@@ -69,6 +68,12 @@ def evaluate(sets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
 def hue_of_floor(latent: np.ndarray) -> np.ndarray:
     """Hues f[n] of latents f[n, 7]."""
     return latent[:, scenes.HUES[0]]
+
+
+def shifts(hue: np.ndarray) -> np.ndarray:
+    """How far hues f[n] are from that of each class: f[n, 12], parts of the circle, at most 0.5."""
+    own = np.array([scenes.hues(k)[0] for k in range(len(scenes.Scenes.class_names))])
+    return np.abs((hue[:, None] - own + 0.5) % 1 - 0.5)
 
 
 def carried(features: np.ndarray, hue: np.ndarray) -> np.ndarray:

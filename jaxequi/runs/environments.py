@@ -1,4 +1,4 @@
-"""What EqInv made of its training set: images of the environments, and what the mask keeps."""
+"""What EqInv made of its training set: environments, what the mask keeps, what a shift costs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from jaxequi.types import OWN, Source
 
 SHOWN = 12  # images of each row
 CLASSES = 3
+BINS = 6  # of the distance between the floor's hue and that of the class
 
 
 def figures(
@@ -49,6 +50,30 @@ def figures(
         values = np.asarray(mask.activate(jnp.asarray(params["mask"]["values"]), name))
         made["What the mask keeps"] = ("mask", kept(values, found))
     return made
+
+
+def by_shift(features: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Accuracy by how far the floor's hue is from that of the class, a line a run.
+
+    Args:
+      features: of runs by their names: "logits" f32[n, V, 12], "latent" f[n, V, 7], "label" i[n].
+    """
+    figure = Figure(figsize=(6, 4), layout="tight")
+    axis = figure.subplots()
+    edges = np.linspace(0, 0.5, BINS + 1)
+    for name, seen in features.items():
+        latent = seen["latent"]
+        label = np.repeat(seen["label"], latent.shape[1])
+        away = context.shifts(context.hue_of_floor(latent.reshape(len(label), -1)))
+        place = np.digitize(away[np.arange(len(label)), label], edges[1:-1])
+        right = seen["logits"].reshape(len(label), -1).argmax(-1) == label
+        found = [right[place == i].mean() if (place == i).any() else np.nan for i in range(BINS)]
+        axis.plot((edges[1:] + edges[:-1]) / 2, found, "o-", label=name)
+    axis.set(xlabel="distance of the floor's hue from the class's, parts of the circle")
+    axis.set(ylabel="top-1", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
 
 
 def images(table: np.ndarray, source: Source, pipes: list[str], seed: int = 0) -> Figure:

@@ -189,6 +189,14 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
 
         sets = sorted(workdir.glob("features_*.npz"))
         made |= environments.figures(workdir, {file.stem: _load(file) for file in sets})
+        runs = {name: workdir / name for name in config.get("compare", ())}
+        judged = {}
+        for name, run in {**runs, "this run": workdir}.items():
+            if (file := run / "features_testgt.npz").exists():
+                judged[name] = _load(file)
+        if judged and all({"logits", "latent"} <= set(seen) for seen in judged.values()):
+            shifted = environments.by_shift(judged)
+            made["Accuracy by the shift of the context (testgt)"] = ("shift", shifted)
 
     folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)

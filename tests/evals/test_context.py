@@ -51,3 +51,12 @@ def test_other_scenes_are_refused():
     }
     with pytest.raises(Refusal, match="7 latents and 12 classes, not 3 and 12"):
         context.evaluate({"val": given})
+
+
+def test_distances_go_around_the_circle():
+    away = context.shifts(np.array([0.0, 0.99, 0.5]))
+    assert away.shape == (3, 12)
+    own = [scenes.hues(k)[0] for k in range(12)]
+    np.testing.assert_allclose(away[1, 0], 0.01 + own[0])
+    np.testing.assert_allclose(away[2], np.abs(0.5 - np.array(own)))
+    assert away.max() <= 0.5

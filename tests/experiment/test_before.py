@@ -117,7 +117,7 @@ def test_a_pipeline_goes_on_in_the_run_that_was_interrupted(tmp_path, monkeypatc
     assert [saved.start, saved.data] == digests
     report.write(tmp_path / "cut")
     figures = {file.stem for file in (tmp_path / "cut" / "figures").glob("*.png")}
-    assert {"environments", "mask"} < figures
+    assert {"environments", "mask", "shift"} < figures
     for of, name in (("values", "start"), ("examples", "data")):
         with monkeypatch.context() as changed:
             changed.setattr(f"jaxequi.experiment.cache.digest_of_{of}", lambda *_: "other")
