@@ -278,6 +278,25 @@ def test_rotated_turns_each_picture_once_and_for_all(tmp_path):
     np.testing.assert_array_equal(turned["image"][0], np.rot90(decoding.decode(IMAGES[2])))
 
 
+def test_quarter_turns_lose_nothing_and_can_be_the_label(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (40, 5, 5, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 3)
+    inner = {"name": "arrays", "path": str(tmp_path / "a.npz")}
+    source = rotated.make(inner, quarters=True, label="turn")
+    assert source.class_names == ("0", "90", "180", "270")
+    records = source.read(range(40), views(40))
+    assert {record["label"] for record in records} == {0, 1, 2, 3}
+    for image, record in zip(images, records):
+        np.testing.assert_array_equal(record["image"][0], np.rot90(image, record["label"]))
+    classes = rotated.make(inner, quarters=True)
+    np.testing.assert_array_equal(classes.degrees, source.degrees)
+    assert [record["label"] for record in classes.read([4, 5], views(2))] == [1, 2]
+    with pytest.raises(ValueError, match="quarters=True"):
+        rotated.make(inner, label="turn")
+    with pytest.raises(ValueError, match="Did you mean 'turn'"):
+        rotated.make(inner, quarters=True, label="turns")
+
+
 def test_fashion_mnist_of_debian():
     place = pathlib.Path("/usr/share/datasets/fashion-mnist")
     if not place.exists():
