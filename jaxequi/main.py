@@ -10,7 +10,7 @@ Where things live: configs/ the experiments; jaxequi/methods/ what is learned, j
 the losses, jaxequi/evals/ the metrics, jaxequi/train/ the loop; jaxequi/README.md is the map.
 
 Exit codes: 0 finished, 1 failed (a metric was not finite, the disk was full), 2 bad input (nothing
-was done), 85 interrupted and saved.
+was done), 85 interrupted and saved, or another process of the run was lost.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _at_least(config: ml_collections.ConfigDict, field: str, least: int) -> None
 
 
 def _start_network(
-    config: ml_collections.ConfigDict, network: trained.Trained | None
+    config: ml_collections.ConfigDict, network: trained.Trained | None = None
 ) -> trained.Trained | None:
     """Load the checkpoint that a run starts with; what the config leaves open is as there."""
     if network is not None:

@@ -62,7 +62,9 @@ def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int =
     native = functools.partial(_native, windows=windows, groups=groups)
     sides = [w.outputs(n, k) for w, n, k in zip(windows, x.shape[1:3], kernel.shape[:2])]
     one_pixel = kernel.shape[:2] == (1, 1)
-    few = max(sides) <= _TINY or x.shape[0] * math.prod(sides) <= kernel.shape[-1]
+    batch = x.shape[0]
+    rows_are_few = isinstance(batch, int) and batch * math.prod(sides) <= kernel.shape[-1]
+    few = max(sides) <= _TINY or rows_are_few  # of an exported program the batch is a symbol
     if groups > 1 or not (one_pixel or few):
         return native(x, kernel)
     one_product = functools.partial(_one_product, windows=windows)

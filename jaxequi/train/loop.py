@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxequi.errors import Refusal
-from jaxequi.train import checkpoint, evaluate, log
+from jaxequi.train import checkpoint, evaluate, log, peers
 from jaxequi.train import mesh as meshes
 from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
@@ -85,6 +85,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         else:
             state, rows = programs.initialise(), []
             told.say(_table(job, state, programs))
+        stack.enter_context(peers.watched(INTERRUPTED))
         loop = _Loop(job, workdir, programs, checkpoints, told, interruption, began)
         if not job.total_steps:
             return loop.evaluate_only(state)
