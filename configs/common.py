@@ -70,7 +70,8 @@ def base() -> ml_collections.ConfigDict:
             "best": _open(str),  # metric of the best checkpoint
             "best_mode": "max",
             "show": ("loss",),  # patterns of the metrics on the terminal
-            "profile_steps": (),  # (first, last): trace these steps into WORKDIR/profile
+            # (first, last): trace these steps into WORKDIR/profile, and say where their time went.
+            "profile_steps": (),
         }
     )
 

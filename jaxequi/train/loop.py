@@ -10,14 +10,13 @@ import pathlib
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxequi.errors import Refusal
-from jaxequi.train import checkpoint, evaluate, log, peers
+from jaxequi.train import checkpoint, evaluate, log, peers, profiling
 from jaxequi.train import mesh as meshes
 from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
@@ -138,12 +137,12 @@ class _Loop:
                 kept = {k: v[:16] for k, v in batch.items() if isinstance(v, np.ndarray)}
                 file = self.workdir / folders.EXAMPLES_FILE
                 folders.save_arrays(file, {**evaluate.about(job), **kept})
-            with _profile(job, self.workdir, step):
+            with self.profile(step, ahead):
                 state, scalars = self.programs.train_step(
                     state, meshes.to_global(job.mesh, batch, job.batch_size)
                 )
+                ahead.append(scalars)
             window.add(step, scalars)
-            ahead.append(scalars)
             if len(ahead) > STEPS_AHEAD:
                 jax.block_until_ready(ahead.pop(0))
             if step == start + 1:
@@ -182,6 +181,33 @@ class _Loop:
         told.say(f"\nAfter {job.total_steps} steps, {took}:")
         told.say(log.final_table(metrics))
         return FINISHED
+
+    @contextlib.contextmanager
+    def profile(self, step: int, ahead: list[PyTree]) -> Iterator[None]:
+        """Around each step of `profile_steps`: trace them, and say what the trace shows.
+
+        Args:
+          ahead: what steps under way will give; waited for, so that the trace has whole steps.
+        """
+        first, last = self.job.profile_steps or (-1, -1)
+        if not first <= step <= last:
+            yield
+            return
+        folder = self.workdir / "profile"
+        if step == first:
+            jax.block_until_ready(ahead)
+            jax.profiler.start_trace(str(folder))
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+        if step == last:
+            jax.block_until_ready(ahead)
+            jax.profiler.stop_trace()
+            if jax.process_index() == 0:
+                where = profiling.scopes(self.programs.train_step.as_text())
+                ran = profiling.events(folder, where)
+                said = profiling.summary(ran, where, last - first + 1)
+                (folder / profiling.SUMMARY).write_text(f"{said}\n")
+                self.told.say(said)
 
     def save(
         self, step: int, state: TrainState, rows: Any, metrics: dict[str, float] | None
@@ -285,16 +311,3 @@ def _table(job: Job, state: TrainState, programs: Programs) -> str:
         f"(state and batch {log.size(memory.argument_size_in_bytes)}, "
         f"work {log.size(memory.temp_size_in_bytes)})"
     )
-
-
-def _profile(job: Job, workdir: pathlib.Path, step: int) -> AbstractContextManager[Any]:
-    """Around each step of `profile_steps`: trace between the first and the last of them."""
-    first, last = job.profile_steps or (-1, -1)
-    stack = contextlib.ExitStack()
-    if step == first:
-        jax.profiler.start_trace(str(workdir / "profile"))
-    if step == last:
-        stack.callback(jax.profiler.stop_trace)
-    if first <= step <= last:
-        stack.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
-    return stack

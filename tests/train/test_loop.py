@@ -377,9 +377,13 @@ def test_accumulation_is_refused_where_it_is_not_exact(tmp_path):
         loop.run(job(method=contrastive, accumulate=2), tmp_path)
 
 
-def test_profile_is_written(tmp_path):
+def test_profile_is_written_and_said_in_words(tmp_path, capsys):
     loop.run(job(profile_steps=(2, 3)), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    said = (tmp_path / "profile" / "summary.txt").read_text()
+    assert said in capsys.readouterr().out
+    assert said.startswith("profile of 2 steps; nothing ran in ")
+    assert " %  optimizer\n" in said
 
 
 def test_config_is_written_once(unbroken):
