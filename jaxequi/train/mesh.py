@@ -11,6 +11,8 @@ import importlib.util
 import math
 import os
 import re
+import socket
+import time
 from collections.abc import Sequence
 
 import jax
@@ -22,6 +24,9 @@ from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
+PATIENCE = 300  # seconds that the processes of a cluster have to find each other
+# What srun tells each of its tasks, and JAX reads.
+_OF_SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 
 
 def _device_count() -> int:
@@ -163,18 +168,61 @@ def start_distributed() -> None:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ValueError: JAX finds no device.
+      ValueError: JAX finds no device, the environment says half of what it must, or process 0,
+        which the others find each other by, does not answer within `PATIENCE` seconds.
     """
     env = os.environ
-    several = any(int(env.get(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any((_number(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     # On a TPU VM libtpu is installed; initialising is right for one host and for a pod.
     tpu = importlib.util.find_spec("libtpu") and "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
     if "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize(
-            env["JAX_COORDINATOR_ADDRESS"],
-            int(env["JAX_NUM_PROCESSES"]),
-            int(env["JAX_PROCESS_ID"]),
-        )
+        address = env["JAX_COORDINATOR_ADDRESS"]
+        count, mine = (_number(v) for v in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        if count is None or mine is None or not 0 <= mine < count:
+            raise Refusal(
+                f"JAX_COORDINATOR_ADDRESS={address} with JAX_NUM_PROCESSES={count} and "
+                f"JAX_PROCESS_ID={mine}: set all three, the last one from 0 to the number of "
+                "processes less 1; or none, for one process"
+            )
+        if mine:
+            _wait_for(address)
+        jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
     elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
-        jax.distributed.initialize()
+        lacking = [v for v in _OF_SLURM if v not in env] if _number("SLURM_NTASKS") else []
+        if several and lacking:
+            raise Refusal(
+                f"SLURM_NTASKS={env['SLURM_NTASKS']}, but there is no {', '.join(lacking)}: start "
+                "the command by srun, or unset SLURM_NTASKS for one process"
+            )
+        jax.distributed.initialize(initialization_timeout=PATIENCE)
     _device_count()
+
+
+def _number(variable: str) -> int | None:
+    """A number of the environment; None if it is not set."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise Refusal(f"{variable}={text!r} in the environment: it must be a number, or unset")
+    return int(text)
+
+
+def _wait_for(address: str) -> None:
+    """Return when somebody listens there; what waits inside JAX ends in an abort."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise Refusal(f"JAX_COORDINATOR_ADDRESS={address!r}: it must be HOST:PORT")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise Refusal(
+                    f"process 0, which should listen at {address}, has not answered for "
+                    f"{PATIENCE} s ({error}); look whether it runs, and whether this host reaches "
+                    "that one"
+                ) from error
+            time.sleep(0.5)
