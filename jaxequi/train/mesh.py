@@ -20,11 +20,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxequi.errors import Refusal
+from jaxequi.train import peers
 from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
 PATIENCE = 300  # seconds that the processes of a cluster have to find each other
+_ALONE = 1  # exit code of a process whose others did not come
+_WAITED = (
+    f"has waited {PATIENCE} s for the others of its run. Those that are missing did not say this: "
+    "look why they did not start, and start all of them again."
+)
 # What srun tells each of its tasks, and JAX reads.
 _OF_SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 
@@ -186,7 +192,8 @@ def start_distributed() -> None:
             )
         if mine:
             _wait_for(address)
-        jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
+        with peers.on_abort(_ALONE, f"process {mine} of {count} {_WAITED}"):
+            jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
     elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
         lacking = [v for v in _OF_SLURM if v not in env] if _number("SLURM_NTASKS") else []
         if several and lacking:
@@ -194,7 +201,8 @@ def start_distributed() -> None:
                 f"SLURM_NTASKS={env['SLURM_NTASKS']}, but there is no {', '.join(lacking)}: start "
                 "the command by srun, or unset SLURM_NTASKS for one process"
             )
-        jax.distributed.initialize(initialization_timeout=PATIENCE)
+        with peers.on_abort(_ALONE, f"this process {_WAITED}"):
+            jax.distributed.initialize(initialization_timeout=PATIENCE)
     _device_count()
 
 

@@ -21,6 +21,12 @@ import jax
 SIGNS = ("gloo", "nccl", "connection", "unavailable", "deadline_exceeded", "heartbeat", "peer")
 
 
+LOST = (
+    "another process of this run is lost ({why}). The run goes on from its last checkpoint: start "
+    "the same command again, on all of its hosts."
+)
+
+
 @contextlib.contextmanager
 def watched(code: int) -> Iterator[None]:
     """Inside, leave with an exit code as soon as another process of the run is lost.
@@ -30,11 +36,23 @@ def watched(code: int) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
+    with on_abort(code, LOST.format(why="JAX has given up on the other processes")):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if lost(str(error)):
+                _leave(code, LOST.format(why=str(error).splitlines()[0]))
+            raise
+
+
+@contextlib.contextmanager
+def on_abort(code: int, message: str) -> Iterator[None]:
+    """Inside, an abort of this process is a message and an exit code."""
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def aborted(number: int) -> None:
         del number
-        _leave(code, "JAX has given up on the other processes")
+        _leave(code, message)
 
     # Not by `signal.signal`, whose handlers wait for the main thread, which waits for the lost one.
     install = ctypes.CDLL(None).signal
@@ -42,10 +60,6 @@ def watched(code: int) -> Iterator[None]:
     before = install(signal.SIGABRT, ctypes.cast(aborted, ctypes.c_void_p))
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if lost(str(error)):
-            _leave(code, str(error).splitlines()[0])
-        raise
     finally:
         install(signal.SIGABRT, before)
 
@@ -55,11 +69,6 @@ def lost(message: str) -> bool:
     return any(sign in message.lower() for sign in SIGNS)
 
 
-def _leave(code: int, why: str) -> None:
-    print(
-        f"jaxequi: another process of this run is lost ({why}). The run goes on from its last "
-        "checkpoint: start the same command again, on all of its hosts.",
-        file=sys.stderr,
-        flush=True,
-    )
+def _leave(code: int, message: str) -> None:
+    print(f"jaxequi: {message}", file=sys.stderr, flush=True)
     os._exit(code)
