@@ -11,6 +11,7 @@ import hashlib
 import json
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ FOLDER = "features"  # below that of the checkpoint's run
 IMAGES = 512  # encoded at once, about
 SECONDS = 10  # between two notes of what is done
 SAMPLED = 16  # examples that tell one data set from another
+_LOCK = threading.Lock()  # of whoever writes features
 KEPT = ("predictable", "label", "latent")  # beside the representation, where there are such
 
 
@@ -54,6 +56,7 @@ class Cached:
             "dtype": config.dtype,
         }
         self.parent = pathlib.Path(config.cache.folder or network.run / FOLDER)
+        self._found: Features | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -84,13 +87,19 @@ class Cached:
         """Where the features are kept."""
         return self.parent / f"{self.name}-{_digest(self._what)[:16]}"
 
-    @functools.cached_property
+    @property
     def features(self) -> Features:
         """The features; computed, as far as they are not there yet.
 
         Raises:
           ValueError: the folder cannot be written.
         """
+        with _LOCK:  # the threads of a loader ask at once, and only Python 3.11 had them wait
+            if self._found is None:
+                self._found = self._find()
+            return self._found
+
+    def _find(self) -> Features:
         writer = Writer(self.folder, self._what)
         count, views = len(self), self.num_views
         if not writer.complete:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -109,13 +111,30 @@ def test_the_table_of_runs_shows_it(sie_run, everything, tmp_path):
     assert "| sie | online | invariant | clean, 3 steps |" in table
 
 
+def cached(run, **fields):
+    config = config_of(run, "sie_all,smoke", **fields).copy_and_resolve_references()
+    network = experiment.job._start_network(config)
+    return cache.Cached(network, config, "val", experiment.job.meshes.make_mesh())
+
+
+def test_features_that_many_threads_ask_for_are_computed_once(sie_run, tmp_path, monkeypatch):
+    source, compute, begun = cached(sie_run, cache__folder=str(tmp_path)), cache.Cached._compute, []
+
+    def slowly(self, writer, at_once):
+        begun.append(at_once)
+        time.sleep(0.2)
+        compute(self, writer, at_once)
+
+    monkeypatch.setattr(cache.Cached, "_compute", slowly)
+    with futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: source.features, range(4)))
+    assert len(begun) == 1
+    assert all(one is found[0] for one in found)
+
+
 def test_features_of_other_weights_data_or_views_are_other_features(sie_run, vicreg_run):
     def folder(run, **fields):
-        config = config_of(run, "sie_all,smoke", cache__folder="features", **fields)
-        config = config.copy_and_resolve_references()
-        network = experiment.job._start_network(config)
-        mesh = experiment.job.meshes.make_mesh()
-        return cache.Cached(network, config, "val", mesh).folder
+        return cached(run, cache__folder="features", **fields).folder
 
     same = folder(sie_run)
     assert folder(sie_run) == same
