@@ -1,9 +1,9 @@
 """What a compiled train step costs a device: memory, arithmetic, traffic, communication.
 
-All numbers are of one device: a program that is split over devices is written for one of them. The
-compiler's own `cost_analysis` gives the arithmetic; it runs through a loop once. Traffic and
-communication are counted here from the text of the compiled program, loops as often as they run.
-The compiler's `optimal_seconds` is not used: it can be negative.
+All numbers are of one device: a program that is split over devices is written for one of them. They
+are counted in the text of the compiled program, loops as often as they run; the compiler's own
+`cost_analysis` runs through a loop once, counts vector memory as memory, and its `optimal_seconds`
+can be negative. Arithmetic is that of products, which a chip's peak rate is about.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "s2", "u2"), 1),
@@ -76,7 +78,7 @@ class Cost:
     """What a step costs one device.
 
     Attributes:
-      flops: operations, as the compiler counts them.
+      flops: operations of products.
       traffic: bytes that pass between the device's memory and its cores.
       state: bytes of the arguments: state and batch.
       temporary: bytes of intermediate results, at their most.
@@ -110,8 +112,10 @@ def cost(compiled: Any) -> Cost:
     # A program of several partitions has been a list of one.
     analysis = (found[0] if isinstance(found, list) else found) or {}
     text = compiled.as_text()
+    # A GPU's products are calls of libraries, which only the compiler can count.
+    flops = float(analysis.get("flops", math.nan)) if "__cu" in text else products(text)
     return Cost(
-        flops=float(analysis.get("flops", math.nan)),
+        flops=flops,
         traffic=traffic(text),
         state=float(stats.argument_size_in_bytes),
         temporary=float(stats.temp_size_in_bytes),
@@ -189,6 +193,19 @@ def traffic(text: str) -> float:
             continue  # what they run is counted
         total += program.moved(one) * times
     return total
+
+
+def products(text: str) -> float:
+    """Operations of a compiled program's matrix products and convolutions.
+
+    Zeros that a dilation puts in are not counted, nor is what a library does behind a call.
+    """
+    program = _Program(text)
+    return sum(
+        times * program.product(one)
+        for one, times in program.run()
+        if one.opcode in ("convolution", "dot")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +310,35 @@ class _Program:
         updated = self._updated(body, one)
         return total + (updated if updated is not None else wrote)
 
+    def product(self, one: _Instruction) -> float:
+        """Multiplications and additions of a product."""
+        names = re.findall(r"%([\w.\-]+)", one.operands)
+        left, right = (_shapes(self._by_name[name])[0].dims for name in names[:2])
+        if one.opcode == "dot":
+            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)
+            listed = axes.group(1).split(",") if axes else []
+            out = math.prod(_shapes(one.result)[0].dims)
+            return 2.0 * out * math.prod(left[int(axis)] for axis in listed if axis)
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text)
+        if labels is None:
+            return 0.0
+        of_left, of_right, of_result = labels.groups()
+        result = _shapes(one.result)[0].dims
+        total = 2.0 * right[of_right.index("i")]
+        for axis, label in enumerate(of_result):
+            if label in "bf":
+                total *= result[axis]
+        window = _window(one.text)
+        for label in filter(str.isdigit, of_right):
+            place = int(label)
+            total *= taps(
+                left[of_left.index(label)],
+                result[of_result.index(label)],
+                right[of_right.index(label)],
+                *(window[what][place] if window[what] else default for what, default in _WINDOW),
+            )
+        return total
+
     def _body(self, one: _Instruction) -> list[_Instruction]:
         if one.opcode != "fusion":
             return []
@@ -326,6 +372,33 @@ class _Program:
             return None
         names = re.findall(r"%([\w.\-]+)", last.operands)
         return float(sum(s.bytes for s in _shapes(self._by_name.get(names[1], ""))))
+
+
+_WINDOW = (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
+
+
+def _window(text: str) -> dict[str, list[int]]:
+    """A convolution's window, a number for each spatial axis; of padding, that before the first."""
+    found = re.search(r"window=\{([^}]*)\}", text)
+    said = dict(re.findall(r"(\w+)=([\d_x\-]+)", found.group(1))) if found else {}
+    return {
+        what: [int(one.split("_")[0]) for one in said[what].split("x")] if what in said else []
+        for what, _ in _WINDOW
+    }
+
+
+@functools.lru_cache(maxsize=10_000)
+def taps(
+    inputs: int, outputs: int, size: int, stride: int, low: int, dilate: int, spread: int
+) -> int:
+    """How many pairs (output, element of the window) of one axis meet an element of the input.
+
+    Args:
+      low: padding before the first element.
+      dilate, spread: distance of the input's elements, and of the window's.
+    """
+    at = np.arange(outputs)[:, None] * stride + np.arange(size) * spread - low
+    return int(((at >= 0) & (at <= (inputs - 1) * dilate) & (at % dilate == 0)).sum())
 
 
 def _parsed(line: str) -> _Instruction | None:

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jaxequi.plan.program import taps
+
 # Element by element, or a matter of indices: computed where it is used.
 _LIGHT = {
     *("add", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow", "integer_pow"),
@@ -207,15 +209,27 @@ def _trips(params: Any) -> int:
 
 
 def _product_flops(eqn: Any) -> float:
-    """Multiplications and additions of a product that meet no zero of a dilation."""
+    """Multiplications and additions of a product, but for those with zeros put in between."""
     left, right = (v.aval.shape for v in eqn.invars)
     out = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2.0 * out * math.prod(left[axis] for axis in contracted)
-    numbers = eqn.params["dimension_numbers"]
-    taps = math.prod(right) / right[numbers.rhs_spec[0]]
-    return 2.0 * out * taps / math.prod(eqn.params["lhs_dilation"])
+    params, result = eqn.params, eqn.outvars[0].aval.shape
+    numbers = params["dimension_numbers"]
+    kept = math.prod(result[axis] for axis in numbers.out_spec[:2])
+    total = 2.0 * kept * right[numbers.rhs_spec[1]]
+    for axis, (low, _) in enumerate(params["padding"]):
+        total *= taps(
+            left[numbers.lhs_spec[2 + axis]],
+            result[numbers.out_spec[2 + axis]],
+            right[numbers.rhs_spec[2 + axis]],
+            params["window_strides"][axis],
+            low,
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    return total
 
 
 def state_bytes(state: Any) -> float:
