@@ -32,6 +32,9 @@ _LIGHT = {
     *("random_split", "threefry2x32", "real", "imag", "reduce_precision", "optimization_barrier"),
     *("mul_add", "platform_index", "sharding_constraint", "pvary", "split", "concatenate", "clz"),
 }
+# What is computed of more than so many times its own bytes is kept: the sum of many blocks' outputs.
+DEEP = 2.5
+SMALL = 2**16
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
@@ -148,10 +151,11 @@ class _Walk:
         outs = [self.new(v.aval, batch) for v in eqn.outvars]
         if name in _LIGHT:
             roots = frozenset().union(*(o.roots if o.roots is not None else {o} for o in given))
-            roots = frozenset(r for r in roots if r.bytes > 64 or r.state)
-            for out in outs:
-                out.roots = roots
-            return outs
+            size = sum(out.bytes for out in outs)
+            if not (size > SMALL and sum(r.bytes for r in roots) > DEEP * size):
+                for out in outs:
+                    out.roots = roots
+                return outs
         if name in _PRODUCTS:
             narrow = max(v.aval.dtype.itemsize for v in eqn.invars) <= 2
             self._flops[not narrow] += times * _product_flops(eqn)
