@@ -77,9 +77,7 @@ def plan(
     return [*runs, Planned(workdir, _started(config, workdir), overridden)]
 
 
-def rehearse(
-    planned: Sequence[Planned], devices: meshes.Devices | None = None
-) -> jobs.Job | None:
+def rehearse(planned: Sequence[Planned], devices: meshes.Devices | None = None) -> jobs.Job | None:
     """Refuse what is wrong with any run of a plan before the first one begins.
 
     A run whose start is still to be trained is built on the shapes of that one; one that has a

@@ -2,12 +2,12 @@
 
 Compiles a config's train step for TPU slices, on a machine that has none, and says of each: does it
 fit, and by how much; the largest batch; arithmetic, memory traffic and communication of a step; how
-long it takes at least and what bounds it; what the run costs; how it scales to 256 chips; what remat,
-precision and a split state would change; and one line of advice. Nothing is trained, and no data set
-need be here: a published one that is missing is planned by its size.
+long it takes at least, and what bounds it; what the run costs; how it scales to 256 chips; what
+remat, precision and a split state would change; and one line of advice. Nothing is trained, and no
+data set need be here: a published one that is missing is planned by its size.
 
-  --topology CHIP:SHAPE   v5e:16x16, v6e:2x4, v5p:4x4x4, v7x:2x2x1; GPUs h100:8 (a100, h200, b200);
-                          again for more. Without it, the devices of this machine
+  --topology CHIP:SHAPE   v5e:16x16, v6e:2x4, v5p:4x4x4, v7x:2x2x1; GPUs a100:8, h100, h200, b200;
+                          again for more. Without it, the GPUs of this machine
   --how                   compile (needs the `tpu` extra; minutes for a large network), estimate
                           (from the trace, seconds), or auto: compile where that is possible
   --effects               estimate, compile or none: of remat, bfloat16, fsdp
@@ -15,8 +15,8 @@ need be here: a published one that is missing is planned by its size.
   --json                  print JSON in place of tables
   --examples, --classes, --image_size   what the training set is like, if it is not here
 
-GPUs are compiled for where JAX sees as many of them, else estimated. A device's memory is enough or
-not by the compiler's own word. Times are lower bounds at peak rates: they rank, and promise nothing.
+GPUs are compiled for where JAX sees as many of them, else estimated. Compiled, a run fits or not by
+the compiler's own word. Times are lower bounds at peak rates: they rank, and promise nothing.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def main(argv: list[str]) -> int:
         raise Refusal(f"--price={_PRICE.value}: a chip-hour costs 0 or more")
     given, overridden, _ = cli.config(FLAGS)
     slices = [chips.parse(text) for text in _TOPOLOGY.value]
-    if not slices or any(one.chip.platform == "tpu" for one in slices):
-        _look_for_no_tpu(bool(slices))
+    if slices and all(one.chip.platform == "tpu" for one in slices):
+        # libtpu is a compiler here: JAX need not look for the TPU that it promises.
+        jax.config.update("jax_platforms", "cpu")
     data = inputs.Data(_EXAMPLES.value, _CLASSES.value, _SIZE.value)
     config, assumed = inputs.prepared(given, data)
     for line in assumed:
@@ -80,12 +81,6 @@ def main(argv: list[str]) -> int:
     if _JSON.value:
         print(json.dumps({"assumed": assumed, "plans": plans}, indent=2))
     return 0
-
-
-def _look_for_no_tpu(planned: bool) -> None:
-    """Let JAX not look for the TPU that libtpu promises: it is a compiler here."""
-    if planned:
-        jax.config.update("jax_platforms", "cpu")
 
 
 def _plans(part: chips.Slice, config: Any, overridden: Any) -> Any:

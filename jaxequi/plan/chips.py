@@ -68,9 +68,7 @@ CHIPS = {
         Chip("v6e", 918e12, 918e12, 31.25 * GIB, 1638 * G, 90 * G, 2, 16, "tpu", 256, "v6e"),
         Chip("v5p", 459e12, 459e12, 95.74 * GIB, 2765 * G, 90 * G, 3, 4, "tpu", 8960, "v5p"),
         # A chip is two devices; flops, memory and bandwidth are of one of them.
-        Chip(
-            "v7x", 1153e12, 1153e12, 94.75 * GIB, 3690 * G, 90 * G, 3, 4, "tpu", 9216, "tpu7x", 2
-        ),
+        Chip("v7x", 1153e12, 1153e12, 94.75 * GIB, 3690 * G, 90 * G, 3, 4, "tpu", 9216, "tpu7x", 2),
         # 300, 450, 450 and 900 GB/s of NVLink each way, through a switch.
         Chip("a100", 312e12, 156e12, 79 * GIB, 2039 * G, 300 * G, 0, 1, "gpu", 8),
         Chip("h100", 989e12, 494e12, 79 * GIB, 3350 * G, 450 * G, 0, 1, "gpu", 8),
@@ -151,12 +149,12 @@ def parse(text: str) -> Slice:
 
 def weak(chip: Chip) -> list[Slice]:
     """Slices of 1 to 256 chips, each as square as its network allows, for a table of scaling."""
-    shapes: Sequence[tuple[int, ...]] = {
+    shapes: dict[int, list[tuple[int, ...]]] = {
         0: [(1,), (2,), (4,), (8,)],
         2: [(1, 1), (2, 2), (2, 4), (4, 4), (8, 8), (16, 16)],
         3: [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (4, 4, 4), (4, 8, 8)],
-    }[chip.axes]
-    return [Slice(chip, shape) for shape in shapes]
+    }
+    return [Slice(chip, shape) for shape in shapes[chip.axes]]
 
 
 @contextmanager
@@ -185,7 +183,7 @@ def devices(part: Slice) -> Sequence[Any]:
     from jax.experimental import topologies
 
     options = {}
-    if part.chips == 1 or min(part.shape) == 1 and part.chip.axes == 2:
+    if part.chips == 1 or (min(part.shape) == 1 and part.chip.axes == 2):
         options["chips_per_host_bounds"] = (*part.shape, 1, 1)[:3]
     name = f"{part.chip.library}:{'x'.join(map(str, part.shape))}"
     with quiet():

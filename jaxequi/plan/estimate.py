@@ -131,7 +131,7 @@ def largest_batch(memory: float, fixed: float, capacity: float, batch: int, devi
 
 def scaling(part: Slice, cost: Cost, needed: float, narrow: float) -> list[dict[str, Any]]:
     """Step times of 1 to 256 chips at this batch per device."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in weak(part.chip):
         times = roofline(one, scaled(cost, needed, part.devices, one.devices), narrow)
         rows.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -27,7 +27,6 @@ _PUBLISHED = {
     "stl10": (5_000, 8_000, 10, 96),
 }
 _3DIEBENCH = {"num_views": 50, "latents": 7}
-_HELD_OUT = re.compile(r"val|test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,8 @@ def prepared(
     Raises:
       ValueError: a set is not here, and nothing is known of it.
     """
-    config, said = config.copy_and_resolve_references(), []
+    config = config.copy_and_resolve_references()
+    said: list[str] = []
     with config.unlocked():
         config.evals, config.eval_every_steps, config.best = {}, 0, None
         for name, part in sets.described(config).items():
@@ -71,7 +71,7 @@ def prepared(
 
 def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
     """The source, or blank pictures in its place; of one that wraps another, that other."""
-    asked = train and data != Data()
+    asked, facts = train and data != Data(), None
     if isinstance(source, Mapping) and isinstance(source.get("source"), Mapping):
         inner = _available(source["source"], data, train, said)
         return source if inner is source["source"] else {**source, "source": inner}
@@ -79,7 +79,8 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
         opened = sets.make_source(source)
         if not asked:
             return source
-        known = (len(opened), 0, len(opened.class_names), None)
+        train_examples = held_out = len(opened)
+        classes, size = len(opened.class_names), 256
     except DataError as error:
         facts = _published(source)
         if facts is None and None in dataclasses.astuple(data):
@@ -87,21 +88,15 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
                 f"{error} To plan without it say what it is like: --examples=N --classes=N "
                 "--image_size=PIXELS"
             ) from error
-        known = facts or (1, 1, 1, None)
-    held_out = not train or bool(_HELD_OUT.search(str(source)))
-    mine = data if train else Data(classes=data.classes)
-    blank = {
-        "name": "blank",
-        "examples": mine.examples or known[1 if held_out and not train else 0],
-        "classes": mine.classes or known[2],
-        "size": mine.image_size or known[3] or 256,
-    }
-    blank["examples"] = max(blank["examples"], blank["classes"])
+        train_examples, held_out, classes, size = facts or (1, 1, 1, 256)
+    classes = data.classes or classes  # a label has the same classes in all sets
+    examples = (data.examples or train_examples) if train else held_out
+    size = (data.image_size if asked or facts is None else None) or size
+    blank = {"name": "blank", "examples": max(examples, classes), "classes": classes, "size": size}
     if isinstance(source, Mapping) and source.get("name") == "threedie":
         blank |= _3DIEBENCH
     said.append(
-        f"{source}: planned as {blank['examples']} pictures of {blank['size']}x{blank['size']} in "
-        f"{blank['classes']} classes"
+        f"{source}: planned as {blank['examples']} pictures of {size}x{size} in {classes} classes"
     )
     return blank
 
@@ -113,7 +108,7 @@ def _published(source: Any) -> tuple[int, int, int, int] | None:
         return _PUBLISHED["3diebench"]
     shots = re.search(r"imagenet[_-](\d+)\b", str(source).lower())
     if shots is not None and shots.group(1) != "2012":
-        train, held_out, classes, size = _PUBLISHED["imagenet"]
+        _, held_out, classes, size = _PUBLISHED["imagenet"]
         return int(shots.group(1)) * classes, held_out, classes, size
     return next((facts for name, facts in _PUBLISHED.items() if name in text), None)
 

@@ -172,7 +172,8 @@ def collectives(text: str) -> list[Collective]:
         before, count = total.get((kind, size), (0.0, 0))
         total[kind, size] = before + moved * times, count + times
     return [
-        Collective(kind, size, moved, count) for (kind, size), (moved, count) in sorted(total.items())
+        Collective(kind, size, moved, count)
+        for (kind, size), (moved, count) in sorted(total.items())
     ]
 
 
@@ -347,7 +348,7 @@ class _Program:
 
     @staticmethod
     def _read(body: list[_Instruction], place: int, whole: float) -> float:
-        """Bytes of a fusion's operand that are read: all, or a slice if that is all it is used for."""
+        """Bytes of a fusion's operand that are read: all, or a slice if no more is used."""
         inside = [i for i in body if i.opcode == "parameter" and i.operands == str(place)]
         if not inside:
             return whole

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -37,9 +38,7 @@ def _device_count() -> int:
         ) from error
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, devices: Devices | None = None
-) -> Mesh | AbstractMesh:
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Devices | None = None) -> Mesh:
     """Arrange the devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
 
     The batch is split over both axes; parameters are split over `fsdp` where a rule says so. With
@@ -72,7 +71,8 @@ def make_mesh(
     # sharded batch is a type error, because the result would be sharded twice over one axis.
     auto = (AxisType.Auto,) * 2
     if isinstance(devices, int):
-        return AbstractMesh(tuple(sizes.values()), AXES, axis_types=auto)
+        # It has a size and axes, which is all that tracing asks of a mesh.
+        return cast(Mesh, AbstractMesh(tuple(sizes.values()), AXES, axis_types=auto))
     chosen = (jax.devices() if devices is None else devices)[:used]
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=chosen)
 

@@ -38,7 +38,7 @@ HloModule step, is_scheduled=true
   %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%s.1), index=1
   %w = f32[16,16]{1,0:T(8,128)S(1)} constant({...})
   %y = f32[8,16]{1,0:T(8,128)S(1)} convolution(%x, %w), dim_labels=bf_io->bf
-  %z = f32[8,16]{1,0:T(8,128)} all-reduce(%y), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%sum
+  %z = f32[8,16]{1,0:T(8,128)} all-reduce(%y), replica_groups={{0,1,2,3}}
   ROOT %next = (s32[], f32[8,16]{1,0:T(8,128)}) tuple(%i, %z)
 }
 
@@ -50,7 +50,7 @@ ENTRY %main (x.0: f32[8,16], w.0: f32[8,16]) -> f32[8,16] {
   %start = (s32[], f32[8,16]{1,0:T(8,128)}) tuple(%zero, %fusion)
   %loop = (s32[], f32[8,16]{1,0:T(8,128)}) while(%start), condition=%condition, body=%body
   %last = f32[8,16]{1,0:T(8,128)} get-tuple-element(%loop), index=1
-  %all = f32[32,16]{1,0:T(8,128)} all-gather(%last), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  %all = f32[32,16]{1,0:T(8,128)} all-gather(%last), replica_groups=[1,4]<=[4]
   ROOT %cut = f32[8,16]{1,0:T(8,128)} slice(%all), slice={[0:8], [0:16]}
 }
 """
