@@ -117,6 +117,8 @@ def _devices(part: chips.Slice) -> tuple[meshes.Devices, str]:
         return part.devices, "estimated"
     if part.chip.platform == "tpu":
         if importlib.util.find_spec("libtpu") is not None:
+            # What is compiled for a device that is not here can be written there, and not read.
+            jax.config.update("jax_enable_compilation_cache", False)
             return chips.devices(part), "compiled"
         missing = 'the compiler for TPUs is not here: pip install "jaxequi[tpu]"'
     else:

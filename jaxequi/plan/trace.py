@@ -5,10 +5,19 @@ a model of fusion: products, reductions, gathers, sorts and loops read and write
 memory; what is computed element by element in between is computed where it is used, and lies
 nowhere. What scales with the batch is split over the devices, the rest is on each.
 
-Against the compiler (2026-11-27, jax 0.10.2, libtpu 0.0.42.1, v5e): arithmetic within a tenth. GiB
-of memory, estimated and compiled: 12.9 and 14.8 (`mae.py:base,paper`, 256 on a chip), 47.7 and 51.5
-(1024), 59.1 and 51.9 (`supervised.py:resnet50,paper`, 2048), 58.5 and 40.5 (`sie.py:vicreg,paper`,
-1024). Traffic: 162 and 162 GB (MAE), about twice too much for a ResNet.
+Against the compiler for v5e, 15.75 GiB (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); all six verdicts
+agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only that one knows:
+
+    config, batch on chips                    estimated   compiled
+    mae.py, 256 on 1                           0.03 GiB   0.10 GiB, fits
+    moco.py:v2,paper, 256 on 4                 2.6        5.3, fits (each chip encodes all keys)
+    mae.py:base,paper, 256 on 1               12.9       14.8, fits
+    mae.py:base,paper, 1024 on 1              47.8       51.5, out of memory
+    sie.py:vicreg,paper, 1024 on 1            58.5       40.5, out of memory
+    supervised.py:resnet50,paper, 2048 on 1   59.1       51.9, out of memory
+
+Arithmetic of the MAE is 14.9 and 16.4 TFLOP, its traffic 162 and 162 GB; of ResNets' traffic the
+estimate is about twice the compiler's.
 """
 
 from __future__ import annotations
