@@ -22,6 +22,7 @@ from jaxequi import arguments, names
 from jaxequi.errors import Refusal
 from jaxequi.experiment import job as jobs
 from jaxequi.experiment import trained
+from jaxequi.train import mesh as meshes
 from jaxequi.train import programs
 from jaxequi.train import workdir as folders
 from jaxequi.train.state import TrainState
@@ -76,27 +77,38 @@ def plan(
     return [*runs, Planned(workdir, _started(config, workdir), overridden)]
 
 
-def rehearse(planned: Sequence[Planned]) -> None:
+def rehearse(planned: Sequence[Planned], devices: meshes.Devices | None = None) -> jobs.Job | None:
     """Refuse what is wrong with any run of a plan before the first one begins.
 
     A run whose start is still to be trained is built on the shapes of that one; one that has a
     checkpoint of its own was rehearsed before.
 
+    Args:
+      devices: of a machine that is only planned, or their number, in place of those here.
+
+    Returns:
+      The job of the last run that was rehearsed; None if all have checkpoints.
+
     Raises:
       ValueError: see `job.build` and `train.programs.lower_job`.
     """
     to_come: dict[str, tuple[jobs.Job, TrainState]] = {}
+    job = None
     for one in planned:
         if _saved(one.folder):
             continue
         start, from_shapes = one.config.init_from, None
         if start in to_come:
-            job, state = to_come[start]
-            config = ml_collections.ConfigDict(job.config)
+            earlier, state = to_come[start]
+            config = ml_collections.ConfigDict(earlier.config)
             values = state.params, state.extra, one.config.init_encoder
             from_shapes = trained.describe(pathlib.Path(start), 0, config, *values)
-        job = jobs.build(one.config, one.overridden, from_shapes)
-        to_come[str(one.folder)] = job, programs.lower_job(job).shapes
+        job = jobs.build(one.config, one.overridden, from_shapes, devices)
+        # What cannot run here cannot be lowered in full either.
+        here = devices is None
+        shapes = programs.lower_job(job).shapes if here else programs.trace_step(job)[1]
+        to_come[str(one.folder)] = job, shapes
+    return job
 
 
 def _saved(folder: pathlib.Path) -> bool:

@@ -79,6 +79,7 @@ def build(
     config: ml_collections.ConfigDict,
     overridden: Iterable[str] = (),
     start: trained.Trained | None = None,
+    devices: meshes.Devices | None = None,
 ) -> Job:
     """Make the job that a config describes.
 
@@ -87,6 +88,7 @@ def build(
       overridden: fields set on the command line. A duration among them replaces the file's,
         whatever its unit.
       start: the network that it starts with, in place of what `init_from` has in store.
+      devices: of a machine that is only planned, or their number, in place of those here.
 
     Raises:
       ValueError: something that is not there, does not fit or contradicts; nothing was compiled,
@@ -96,7 +98,7 @@ def build(
     _check(config)
     networks.follow_names(config, overridden)
     network = _start_network(config, start)
-    mesh = meshes.make_mesh(**config.mesh)
+    mesh = meshes.make_mesh(**config.mesh, devices=devices)
     batch_size = config.batch_size
     meshes.check_batch_size(mesh, batch_size)
 

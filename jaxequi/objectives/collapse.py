@@ -20,7 +20,8 @@ def correlation(v: Array) -> Array:
     c = (v - jnp.mean(v, axis=0)) / (jnp.std(v, axis=0, ddof=1) + 1e-5)
     # All entries of c^T c sum to the squared row sums of c; no [D, D] matrix is needed.
     everything, diagonal = jnp.sum(jnp.square(jnp.sum(c, axis=1))), jnp.sum(jnp.square(c))
-    return (everything - diagonal) / ((n - 1) * max(width * (width - 1), 1))
+    # A float: of batch 1024 and width 2048 it is no 32-bit integer.
+    return (everything - diagonal) / float((n - 1) * max(width * (width - 1), 1))
 
 
 def spread(v: Array) -> Array:

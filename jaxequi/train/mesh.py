@@ -14,10 +14,11 @@ import re
 import socket
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxequi.errors import Refusal
 from jaxequi.train import peers
@@ -25,6 +26,7 @@ from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
+Devices = Sequence[jax.Device] | int
 PATIENCE = 300  # seconds that the processes of a cluster have to find each other
 _ALONE = 1  # exit code of a process whose others did not come
 _WAITED = (
@@ -47,16 +49,24 @@ def _device_count() -> int:
         ) from error
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Devices | None = None) -> Mesh:
     """Arrange the devices as a `data x fsdp` mesh; one of the two may be -1, "what is left".
 
     The batch is split over both axes; parameters are split over `fsdp` where a rule says so. With
     both fixed, a single process may use fewer devices than it has: the first ones.
 
+    Args:
+      devices: those of a machine that is only planned, or their number, to trace for them; by
+        default all that are here.
+
     Raises:
       ValueError: the product does not fit the number of devices.
     """
-    sizes, count = {"data": data, "fsdp": fsdp}, _device_count()
+    if devices is None:
+        count = _device_count()
+    else:
+        count = devices if isinstance(devices, int) else len(devices)
+    sizes = {"data": data, "fsdp": fsdp}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and fixed > 0 and count % fixed == 0:
@@ -70,9 +80,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         )
     # Auto, not make_mesh's default Explicit: under explicit axes a product of two embeddings of a
     # sharded batch is a type error, because the result would be sharded twice over one axis.
-    devices = jax.devices()[:used]
     auto = (AxisType.Auto,) * 2
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
+    if isinstance(devices, int):
+        # It has a size and axes, which is all that tracing asks of a mesh.
+        return cast(Mesh, AbstractMesh(tuple(sizes.values()), AXES, axis_types=auto))
+    chosen = (jax.devices() if devices is None else devices)[:used]
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=chosen)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -154,9 +167,11 @@ def to_global(mesh: Mesh, batch: Batch, batch_size: int) -> PyTree:
 
 def describe(mesh: Mesh) -> str:
     """`data 2 x fsdp 4 on 8 cpu device(s)`."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    if isinstance(mesh, AbstractMesh):
+        return f"{axes} on {mesh.size} device(s)"
     device = mesh.devices.flat[0]
     kind = device.device_kind if device.platform != "cpu" else "cpu"
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return f"{axes} on {mesh.size} {kind} device(s)"
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxequi.errors import Refusal
 from jaxequi.train import drawing
 from jaxequi.train import mesh as meshes
 from jaxequi.train.job import Job, Pass
@@ -79,35 +80,15 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
         there, or the network that the run starts with does not fit; nothing has been compiled.
     """
     key = jax.random.key(job.seed)
-    given = meshes.placed_shapes(job.mesh, job.shapes())
-
-    def init(key: jax.Array) -> TrainState:
-        # Parameters depend on shapes alone: XLA drops the zeros and all that is made of them.
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), given)
-        return initialise(job.method, job.optimizer, key, job.augment(key, zeros))
-
+    init = _init(job)
     shapes = jax.eval_shape(init, key)
     values = lay(job.start, shapes) if job.start else {}
     shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
     platform = job.mesh.devices.flat[0].platform
     draw = drawing.program(init, key, platform, out_shardings=shardings)
-    state = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
-    )
-    whole = meshes.replicated(job.mesh)
-    step = make_train_step(
-        job.method,
-        job.optimizer,
-        job.augment,
-        total_steps=job.total_steps,
-        steps_per_epoch=job.steps_per_epoch,
-        accumulate=job.accumulate,
-    )
-    traced: Any = None
-    if job.total_steps:
-        # Shapes first: what is refused is refused before the first state's program compiles.
-        program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-        traced = program.trace(state, given)
+    state = _placed_shapes(shapes, shardings)
+    # Shapes first: what is refused is refused before the first state's program compiles.
+    traced = _trace(job, state) if job.total_steps else None
     encoders, refit = _encoders(job, state), None
     if job.method.refit:
         assert job.refit_pass is not None
@@ -122,6 +103,55 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
         shapes=shapes,
         shardings=shardings,
     )
+
+
+def trace_step(job: Job) -> tuple[Any, TrainState]:
+    """Trace a job's train step alone; `lower().compile()` makes a program of it.
+
+    Returns:
+      The step, and the shapes of the state with their shardings.
+
+    Raises:
+      ValueError: the method refuses the shapes of its batches, or the run has no step.
+    """
+    if not job.total_steps:
+        raise Refusal("this run has no training step: it evaluates a checkpoint")
+    shapes = jax.eval_shape(_init(job), jax.random.key(job.seed))
+    state = _placed_shapes(shapes, meshes.shard_state(job.mesh, shapes, job.sharding_rules))
+    return _trace(job, state), state
+
+
+def _init(job: Job) -> Callable[[Array], TrainState]:
+    given = meshes.placed_shapes(job.mesh, job.shapes())
+
+    def init(key: Array) -> TrainState:
+        # Parameters depend on shapes alone: XLA drops the zeros and all that is made of them.
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), given)
+        return initialise(job.method, job.optimizer, key, job.augment(key, zeros))
+
+    return init
+
+
+def _placed_shapes(shapes: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
+    )
+
+
+def _trace(job: Job, state: PyTree) -> Any:
+    step = make_train_step(
+        job.method,
+        job.optimizer,
+        job.augment,
+        total_steps=job.total_steps,
+        steps_per_epoch=job.steps_per_epoch,
+        accumulate=job.accumulate,
+    )
+    shardings = jax.tree.map(lambda s: s.sharding, state)
+    program = jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(job.mesh))
+    )
+    return program.trace(state, meshes.placed_shapes(job.mesh, job.shapes()))
 
 
 def reads(job: Job) -> dict[str, tuple[str, ...]]:

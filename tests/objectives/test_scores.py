@@ -109,3 +109,9 @@ def test_statistics_pass_no_gradient(keys):
     v = jax.random.normal(next(keys), (8, 4))
     for statistic in (collapse.correlation, collapse.spread):
         np.testing.assert_array_equal(jax.grad(statistic)(v), 0)
+
+
+def test_correlation_of_a_large_batch_is_traced():
+    # 1023 * 2048 * 2047 pairs are more than a 32-bit integer holds.
+    large = jax.ShapeDtypeStruct((1024, 2048), np.float32)
+    assert jax.eval_shape(jax.jit(collapse.correlation), large).shape == ()
