@@ -29,6 +29,7 @@ from jaxequi.errors import Refusal
 from jaxequi.methods import _siamese
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
+from jaxequi.nn.spread import over_devices
 from jaxequi.objectives.contrastive import infonce, l2_normalize
 from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
 
@@ -115,7 +116,7 @@ def make(
             seen, target = _siamese.see_target(f_k, target, views)
             return [encoded.prediction for encoded in seen], target
         order = jax.random.permutation(key, len(views[0]))
-        shuffled = [jnp.take(images, order, axis=0) for images in views]
+        shuffled = [over_devices(jnp.take(images, order, axis=0)) for images in views]
         seen, target = _siamese.see_target(f_k, target, shuffled)
         back = jnp.argsort(order)
         return [encoded.prediction[back] for encoded in seen], target

@@ -14,7 +14,8 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from typing import cast
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -96,6 +97,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis split over every device."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def known(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Inside, what is traced knows the mesh by name: `nn.spread.over_devices` asks for it."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, what: str = "batch_size") -> None:

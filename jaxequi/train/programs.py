@@ -151,7 +151,8 @@ def _trace(job: Job, state: PyTree) -> Any:
     program = jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(job.mesh))
     )
-    return program.trace(state, meshes.placed_shapes(job.mesh, job.shapes()))
+    with meshes.known(job.mesh):
+        return program.trace(state, meshes.placed_shapes(job.mesh, job.shapes()))
 
 
 def reads(job: Job) -> dict[str, tuple[str, ...]]:
