@@ -3,20 +3,23 @@ programs kept for the next test that needs the same one, and a ceiling for the w
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import pathlib
 
+from tests.flags import QUICK
+
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 )
 # Most tests compile a program that another test, the next process or the last suite compiled too.
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+gc.set_threshold(50_000)  # tracing makes objects by the thousand, few of which are in a cycle
 
 import jax
 import numpy as np

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from jaxequi import cli, main
+from tests.flags import QUICK
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = "--xla_backend_optimization_level=0"  # to compile; the steps of a smoke are nothing
 
 
 def command(*arguments):
@@ -97,6 +97,10 @@ def test_a_machine_that_is_not_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# One layer of attention, which is compiled sooner than a ResNet.
+TINY = ("--config=configs/mae.py:smoke", "--config.backbone.depth=1")
+
+
 def wait_for_steps(metrics, *running):
     """Return when three steps are logged; fail if a process ends before that."""
     deadline = time.monotonic() + 600
@@ -109,7 +113,7 @@ def wait_for_steps(metrics, *running):
 
 def test_interrupted_and_started_again(tmp_path):
     arguments = (
-        "--config=configs/mae.py:smoke",  # compiled in half the time of a ResNet
+        *TINY,
         "--config.total_steps=400",
         "--config.eval_every_steps=0",
         "--config.save_every_steps=1000",
@@ -161,24 +165,24 @@ def start_two(*arguments):
 
 def test_two_processes_train_as_one_and_stop_together(tmp_path):
     arguments = (
-        "--config=configs/mae.py:smoke",  # compiled in half the time of a ResNet
-        "--config.total_steps=300",
+        *TINY,
         "--config.eval_every_steps=0",
         "--config.save_every_steps=1000",
     )
+    whole = (*arguments, "--config.total_steps=300", f"--workdir={tmp_path / 'two'}")
     metrics = tmp_path / "two" / "metrics.jsonl"
-    running = start_two(*arguments, f"--workdir={tmp_path / 'two'}")
+    running = start_two(*whole)
     wait_for_steps(metrics, *running)
     running[1].send_signal(signal.SIGTERM)  # a scheduler may tell one host alone
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [85, 85], outputs
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    done = call(*arguments[:1], *arguments[2:], "--config.total_steps=2", f"--workdir={tmp_path}")
+    done = call(*arguments, "--config.total_steps=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     alone = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for two, one in zip(lines[:2], alone, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    done = call(*arguments, f"--workdir={tmp_path / 'two'}")  # one process goes on where two were
+    done = call(*whole)  # one process goes on where two were
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 301))

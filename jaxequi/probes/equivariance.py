@@ -13,7 +13,6 @@ verdict.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +88,10 @@ def measure(
             "of half turns and mirrors."
         )
     recorder = layers.recorder(fn, (1, *images.shape[1:]), keep)
-    sides = {shape[1] for shape in recorder.shapes if len(shape) == 4}
+    maps = [shape for shape in recorder.shapes if len(shape) == 4]
+    sizes = {shape[1:3] for shape in maps}
+    for shape in maps if regular else ():
+        planar.fields(group, shape[-1])
     exact = np.array(group.exact)
     total, scale = np.zeros((2, len(recorder.names), group.order))
     for start in range(0, len(images), batch_size):
@@ -101,41 +103,59 @@ def measure(
             upright = recorder.run(x)
             for g in map(int, np.flatnonzero(part)):
                 moved = recorder.run(planar.transform(group, g, x)) if g else upright
+                slices = group.shift[g] if regular else None
                 if part[0]:
-                    found = _exact_gaps(upright, moved, group, g, regular)
+                    places = {size: _places(group, g, size) for size in sizes}
+                    found = _exact_gaps(upright, moved, places, slices)
                 else:
-                    turns = {n: planar.neighbours(group, g, n) for n in sides}
-                    slices = group.shift[g] if regular else None
+                    turns = {n: planar.neighbours(group, g, n) for n, _ in sizes}
                     found = _interpolated_gaps(upright, moved, turns, slices)
-                gaps, sizes = np.array(found)
+                gaps, means = np.array(found)
                 total[:, g] += len(x) * gaps
-                scale[:, g] += len(x) * sizes
+                scale[:, g] += len(x) * means
     absolute, size = total / len(images), scale / len(images)
     return Errors(recorder.names, absolute, absolute / np.maximum(size, 1e-30), exact)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _exact_gaps(upright: Any, moved: Any, group: Group, g: int, regular: bool) -> Any:
-    """Mean |g F(x) - F(g x)| and mean |F(x)| of each layer."""
-    act = planar.act_on_field if regular else planar.act
-    turned = [act(group, g, a) if a.ndim == 4 else a for a in upright]
-    gaps = [jnp.mean(jnp.abs(a - b)) for a, b in zip(turned, moved)]
+def _places(group: Group, g: int, size: tuple[int, int]) -> np.ndarray:
+    """i[H', W']: which pixel of a map, row by row, an exact element moves to each place."""
+    return planar.act(group, g, np.arange(size[0] * size[1]).reshape(size), (0, 1))
+
+
+def _reordered(maps: Array, slices: Array | None) -> Array:
+    """The slices of each field in another order; None leaves them."""
+    if slices is None:
+        return maps
+    return maps.reshape(*maps.shape[:-1], -1, len(slices))[..., slices].reshape(maps.shape)
+
+
+@jax.jit
+def _exact_gaps(upright: Any, moved: Any, places: Any, slices: Any) -> Any:
+    """Mean |g F(x) - F(g x)| and mean |F(x)| of each layer.
+
+    One program for all elements: what they read is an argument.
+    """
+
+    def turned(a: Array) -> Array:
+        pixels = a.reshape(len(a), -1, a.shape[-1])
+        return _reordered(pixels[:, places[a.shape[1:3]]], slices)
+
+    gaps = [
+        jnp.mean(jnp.abs((turned(a) if a.ndim == 4 else a) - b)) for a, b in zip(upright, moved)
+    ]
     return gaps, [jnp.mean(jnp.abs(a)) for a in upright]
 
 
 @jax.jit
 def _interpolated_gaps(upright: Any, moved: Any, turns: Any, slices: Any) -> Any:
-    """The same over a disc; one program for all elements: what they read is an argument."""
+    """The same over a disc."""
 
     def turned(a: Array) -> Array:
         def add(sum_: Array, tap: Any) -> tuple[Array, None]:
             (row, column), share = tap
             return sum_ + a[:, row, column] * share[..., None], None
 
-        b = jax.lax.scan(add, jnp.zeros(a.shape), turns[a.shape[1]])[0]
-        if slices is None:
-            return b
-        return b.reshape(*a.shape[:-1], -1, len(slices))[..., slices].reshape(a.shape)
+        return _reordered(jax.lax.scan(add, jnp.zeros(a.shape), turns[a.shape[1]])[0], slices)
 
     gaps, sizes = [], []
     for a, b in zip(upright, moved):

@@ -73,6 +73,17 @@ def _learnt(state):
     return {name: array for name, array in state.items() if name not in FIXED}
 
 
+def moved_by(optimizer):
+    """A step of an optimizer, as one program."""
+
+    @jax.jit
+    def step(grads, opt_state, params):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
 def forward(case: Case) -> None:
     """Both losses with all gradients, what the networks say, and two steps of AdamW."""
     meta = case.meta
@@ -156,13 +167,12 @@ def forward(case: Case) -> None:
         total_steps=10,
         batch_size=meta["B"],
     )
-    opt_state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
+    opt_state, update = jax.jit(optimizer.init)(params), moved_by(optimizer)
     steps = sum(key.startswith("adamw_loss_") for key in case.under("out"))
     for i in range(steps):
         (loss, _), grads = compiled["norm"](params)
         close(loss, case[f"out/adamw_loss_{i}"], **FORWARD, name=f"AdamW loss {i}")
-        updates, opt_state = update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params, opt_state = update(grads, opt_state, params)
     weights = {"rtol": 1e-4, "atol": 2e-5}
     close_state({"params": params}, _learnt(case.under(f"out/adamw{steps}")), table.mae, weights)
 
@@ -217,8 +227,7 @@ def finetune(case: Case) -> None:
             close(scales[key].max(), scale, rtol=1e-6, name=f"scale of {key}")
             vector = state[key].ndim == 1 or key in ("pos_embed", "cls_token")
             assert decay == (0 if vector else meta["wd"])
-        updates, _ = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(params), params)
-        params = optax.apply_updates(params, updates)
+        params, _ = moved_by(optimizer)(grads, jax.jit(optimizer.init)(params), params)
         expected = case.under(f"out/{name}/adamw")
         close_state({"params": params}, expected, table.mae, {"rtol": 1e-4, "atol": 2e-5})
 
@@ -255,7 +264,7 @@ class Probe:
         self.params = tree.pop("params")
         self.extra = {**tree, OWN: {"backbone": frozen}}
         self.encode = jax.jit(method.encode)
-        self.opt_state = optimizer.init(self.params)
+        self.opt_state = jax.jit(optimizer.init)(self.params)
 
         @jax.jit
         def step(params, extra, opt_state, batch):

@@ -138,19 +138,20 @@ def _flavour(case: Case, flavour: str, dim: str, norm: BatchNorm, workers: int) 
     x, cot = ranks(f"in/{dim}/x"), ranks(f"in/{dim}/cot")
     stored, size = f"out/{flavour}/{dim}", len(x[0])
 
-    def run(first):
-        """Let the worker `first` be the one whose running statistics are kept."""
-        order = [(first + i) % workers for i in range(workers)]
-        rows = jnp.concatenate([x[r] for r in order])
-
+    @jax.jit
+    def both(rows, cotangent):
         def forward(params, rows):
             variables = {"params": params, "batch_stats": stats}
             y, after = norm.apply(variables, rows, False, mutable=["batch_stats"])
             return y, after["batch_stats"]
 
         y, vjp, after = jax.vjp(forward, params, rows, has_aux=True)
-        of_params, of_rows = vjp(jnp.concatenate([cot[r] for r in order]))
-        return y, after, of_params, of_rows
+        return y, after, *vjp(cotangent)
+
+    def run(first):
+        """Let the worker `first` be the one whose running statistics are kept."""
+        order = [(first + i) % workers for i in range(workers)]
+        return both(*(np.concatenate([part[r] for r in order]) for part in (x, cot)))
 
     for rank in range(workers):
         y, after, of_params, of_rows = run(rank)
@@ -199,7 +200,7 @@ def heads(case: Case) -> None:
         after = {"params": variables["params"], **after}
         expected = {f"fc.{k}": v for k, v in case.under(f"out/{name}/after").items()}
         close_state(after, expected, names, EXACT)
-        evaluated = net.apply(after, x, False).prediction
+        evaluated = jax.jit(lambda v, x, net=net: net.apply(v, x, False))(after, x).prediction
         close(evaluated, case[f"out/{name}/eval_after"], **EXACT, name=f"{name} eval")
 
 

@@ -29,11 +29,13 @@ from jaxequi import names
 from jaxequi.interop import mapping
 from jaxequi.nn.heads import Linear
 from jaxequi.nn.norm import BatchNorm
-from jaxequi.objectives import classification
-from jaxequi.objectives.contrastive import infonce, l2_normalize
+from jaxequi.objectives import classification, contrastive
+from jaxequi.objectives.contrastive import infonce
 from jaxequi.objectives.regression import cosine_similarity
 from jaxequi.train import optim
 from jaxequi.types import Progress
+
+l2_normalize = jax.jit(contrastive.l2_normalize)
 
 STEP = EXACT  # the steps are run in f64, as the reference's were: in f32 three of them diverge
 
@@ -66,12 +68,17 @@ def at_count(opt_state, count: int):
 def loss_byol(case: Case) -> None:
     o1, o2, t1, t2 = (case[f"in/{name}"] for name in ("online1", "online2", "target1", "target2"))
 
-    def one(o, t):
-        return 2 - 2 * cosine_similarity(o, jax.lax.stop_gradient(t))
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def both(o1, o2):
+        of = [
+            2 - 2 * cosine_similarity(o, jax.lax.stop_gradient(t)) for o, t in ((o1, t2), (o2, t1))
+        ]
+        return sum(of), of
 
-    loss, grads = jax.value_and_grad(lambda a, b: one(a, t2) + one(b, t1), (0, 1))(o1, o2)
-    close(one(o1, t2), case["out/l_o1_t2"], **EXACT, name="o1 t2")
-    close(one(o2, t1), case["out/l_o2_t1"], **EXACT, name="o2 t1")
+    (loss, (first, second)), grads = both(o1, o2)
+    close(first, case["out/l_o1_t2"], **EXACT, name="o1 t2")
+    close(second, case["out/l_o2_t1"], **EXACT, name="o2 t1")
     close(loss, case["out/loss"], **EXACT, name="loss")
     for i in (0, 1):
         close(grads[i], case[f"grad/online{i + 1}"], **EXACT, name=f"online{i + 1}")
@@ -131,14 +138,13 @@ def loss_moco(case: Case) -> None:
             key = (
                 key_that_draws(case["in/v2p_uniform_draws"][i]) if symmetric else jax.random.key(0)
             )
-            views = jnp.stack([case[f"in/view1_{i}"], case[f"in/view2_{i}"]], axis=1)
+            views = np.stack([case[f"in/view1_{i}"], case[f"in/view2_{i}"]], axis=1)
             before = own["queue"]
             (value, output), grads = call(views, own, key)
             own = output.extra["own"]
             q = l2_normalize(output.features["prediction"][:, 0])
-            logits = infonce_logits(
-                q, l2_normalize(views[:, 1] @ matrix), before, meta["temperature"]
-            )
+            k = l2_normalize(views[:, 1] @ matrix)
+            logits = infonce_logits(q, k, before, meta["temperature"])
             close(value, case[f"out/{name}/loss_{i}"], **EXACT, name=f"{name} loss {i}")
             close(logits, case[f"out/{name}/logits_{i}"], **EXACT, name=f"{name} logits {i}")
             last = output.features["representation"][:, -1]
@@ -151,19 +157,19 @@ def loss_moco(case: Case) -> None:
                     close(grads[:, view], case[key], **EXACT, name=key)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _infonce(q, k, queue, temperature):
+    near = [jnp.sum(q * k, axis=1, keepdims=True), q @ queue.T]
+    logits, labels = jnp.concatenate(near, axis=1) / temperature, jnp.zeros(len(q), jnp.int32)
+    loss, nearer = infonce(q, k, queue, temperature)
+    found = loss, jnp.mean(nearer < 1)
+    scores = classification.cross_entropy, lambda *a: classification.top_k(*a, 1)
+    return logits, found, tuple(score(logits, labels) for score in scores)
+
+
 def infonce_logits(q, k, queue, temperature):
     """What `infonce` is the cross-entropy of, and its agreement with that."""
-
-    @jax.jit
-    def both(q, k, queue):
-        near = [jnp.sum(q * k, axis=1, keepdims=True), q @ queue.T]
-        logits, labels = jnp.concatenate(near, axis=1) / temperature, jnp.zeros(len(q), jnp.int32)
-        loss, nearer = infonce(q, k, queue, temperature)
-        found = loss, jnp.mean(nearer < 1)
-        scores = classification.cross_entropy, lambda *a: classification.top_k(*a, 1)
-        return logits, found, tuple(score(logits, labels) for score in scores)
-
-    logits, (loss, top), expected = both(q, k, queue)
+    logits, (loss, top), expected = _infonce(q, k, queue, temperature)
     close(loss, expected[0], **EXACT, name="infonce")
     close(top, expected[1], rtol=1e-6, name="top 1")
     return logits
@@ -221,24 +227,23 @@ class Run:
         self.opt_state = at_count(jax.jit(optimizer.init)(params), start)
 
         @jax.jit
-        def step(params, extra, opt_state, batch, key, before, after):
-            loss = jax.value_and_grad(method.loss, has_aux=True)
-            (value, output), grads = loss(params, extra, batch, key, before)
+        def move(params, extra, opt_state, grads, after):
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            extra = method.update(params, output.extra, after)
-            keys = {k: v for k, v in output.metrics.items() if k.startswith("keys/")}
-            return value, keys, output.features, grads, params, extra, opt_state
+            return params, method.update(params, extra, after), opt_state
 
-        self.compiled = step
+        # Two programs, for cases that differ in their optimizer alone have the first in common.
+        self.gradient, self.move = jax.jit(jax.value_and_grad(method.loss, has_aux=True)), move
 
     def step(self, i: int, batch, key):
         """Take step i; returns loss, how often keys were found, features and gradient."""
         now, then = (progress_after(self.start + i + n, self.total) for n in (0, 1))
-        *seen, self.params, self.extra, self.opt_state = self.compiled(
-            self.params, self.extra, self.opt_state, batch, key, now, then
+        (loss, output), grads = self.gradient(self.params, self.extra, batch, key, now)
+        self.params, self.extra, self.opt_state = self.move(
+            self.params, output.extra, self.opt_state, grads, then
         )
-        return seen
+        keys = {k: v for k, v in output.metrics.items() if k.startswith("keys/")}
+        return loss, keys, output.features, grads
 
 
 def optimizer_of(meta, total: int, steps_per_epoch: int):
@@ -384,13 +389,14 @@ def supervised(case: Case, optimizer, schedule, start: int) -> None:
     tree = f64(mapping.from_torch(state, {"params": params, **extra}, tables))
     params, extra = tree.pop("params"), tree
     run = Run(meta, method, optimizer, params, extra, start, meta["total_iters"])
+    score = jax.jit(classification.top_k, static_argnums=2)
     for i in range(len(case["out/loss"])):
         close(schedule(start + i), case["out/lr_used"][i], rtol=1e-5, name="lr")
         loss, _, features, grads = run.step(i, batch(i), jax.random.key(0))
         close(loss, case["out/loss"][i], **STEP, name=f"loss {i}")
         for k in (1, 5):
             labels, logits = batch(i)["label"], features["logits"][:, 0]
-            top = 100 * classification.top_k(logits, labels, k)
+            top = 100 * score(logits, labels, k)
             close(top, case[f"out/top{k}"][i], rtol=1e-5, name=f"top {k}")
         if i == 0:
             close_gradients(grads, case.under("grad/step0"), tables, STEP)
@@ -484,7 +490,8 @@ def shuffle_bn(case: Case) -> None:
     rows = (int(case["param/queue_ptr"][0]) + np.arange(len(views))) % meta["K"]
     keys, q = own["queue"][rows], l2_normalize(output.features["prediction"][:, 0])
     logits = infonce_logits(q, keys, jnp.asarray(case["param/queue"]), meta["T"])
-    losses = -jax.nn.log_softmax(logits)[:, 0]
+    losses = -np.asarray(jax.jit(jax.nn.log_softmax)(logits))[:, 0]
+    features, keys = np.asarray(output.features["representation"])[:, 0], np.asarray(keys)
     close(
         total, np.mean([case[f"out/loss_rank{r}"] for r in range(workers)]), **FORWARD, name="loss"
     )
@@ -495,8 +502,7 @@ def shuffle_bn(case: Case) -> None:
         close(logits[part], case[f"out/logits_rank{rank}"], **FORWARD, name="logits")
         seen = l2_normalize(jnp.asarray(case[f"out/key_raw_before_unshuffle_rank{rank}"]))
         close(keys[order[part]], seen, **FORWARD, name="keys")
-        features = output.features["representation"][part, 0]
-        close(features, case[f"out/gp_feat_rank{rank}"], **FORWARD, name="feature")
+        close(features[part], case[f"out/gp_feat_rank{rank}"], **FORWARD, name="feature")
     after = encoders(case.under("out/after_rank0"), "online_encoder", "target_encoder")
     close_state({"batch_stats": output.extra["batch_stats"]}, after[0], tables, FORWARD)
     close_state({"batch_stats": own["target"]["batch_stats"]}, after[1], tables, FORWARD)

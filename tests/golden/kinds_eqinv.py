@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import flax.linen as nn
@@ -30,6 +31,9 @@ LOSS = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol_of_max": 2e-5}
 FINAL = {name: 5 * value for name, value in GRADIENT.items()}
 FORWARD = {"rtol": 1e-4, "atol": 1e-5}
+# As one program each: alone, every operation would be compiled.
+SUPCON = jax.jit(jax.value_and_grad(supcon), static_argnums=(2, 3))
+TOP_K = jax.jit(classification.top_k, static_argnums=2)
 
 
 class Identity(nn.Module):
@@ -100,7 +104,7 @@ def start(method, batch, state, names=None):
 
 def as_views(*features):
     """Features f32[B, D] as views f32[B, V, 1, 1, D]."""
-    return jnp.stack([jnp.asarray(f).reshape(len(f), 1, 1, -1) for f in features], axis=1)
+    return jnp.asarray(np.stack([np.reshape(f, (len(f), 1, 1, -1)) for f in features], axis=1))
 
 
 def at_epoch(epoch) -> Progress:
@@ -125,12 +129,8 @@ def close_state(params, extra, expected, names=None, tolerance=GRADIENT):
 def supcon_case(case: Case):
     meta, labels = case.meta, jnp.asarray(case["in/labels"])
     chosen = jnp.asarray(case["in/choose_pos"]) if meta["choose_pos"] else None
-
-    def loss(features):
-        given = labels, meta["temperature"], meta["base_temperature"], chosen
-        return supcon(features, *given)
-
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(case["in/features"]))
+    given = labels, meta["temperature"], meta["base_temperature"], chosen
+    value, gradient = SUPCON(jnp.asarray(case["in/features"]), *given)
     close(value, case["out/loss"], **LOSS, name="loss")
     close(gradient, case["grad/features"], **GRADIENT, name="gradient")
 
@@ -138,13 +138,12 @@ def supcon_case(case: Case):
 def supcon_edge(case: Case):
     """Values that are no numbers are the same; what is not counted has no gradient that is none."""
     meta = case.meta
-    call = jax.jit(jax.value_and_grad(supcon), static_argnums=(2, 3))
     for name in sorted({key.split("/")[0] for key in case.under("in")}):
         given = case.under(f"in/{name}")
         features, labels = jnp.asarray(given["features"]), jnp.asarray(given["labels"])
         chosen = labels == given["choose_class"] if "choose_class" in given else None
         with jax.debug_nans(False):
-            value, gradient = call(
+            value, gradient = SUPCON(
                 features, labels, meta["temperature"], meta["base_temperature"], chosen
             )
         expected, slope = case[f"out/{name}/loss"], case.arrays.get(f"grad/{name}/features")
@@ -205,20 +204,23 @@ def mask_case(case: Case):
         close(of_feature.reshape(theirs.shape), theirs, **GRADIENT, name=f"{head}: feature")
         close_gradients(grads, expected, names)
     close_state({}, after, case.under("out/after_train"), names)
-    evaluated = method.encode(params, {**after, "own": extra["own"]}, feature[:, :1])
+    given = params, {**after, "own": extra["own"]}, feature[:, :1]
+    evaluated = jax.jit(method.encode)(*given)
     for name, stored in (("logits", "logits"), ("representation", "feature"), ("embedding", "mlp")):
         close(evaluated[name][:, 0], case[f"out/eval_{stored}"], **LOSS, name=f"eval {name}")
 
 
 def mask_gumbel(case: Case):
     noise, r = jnp.asarray(case["in/gumbel_noise"]), case["in/r"][0]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(x, soft):
+        found = mask.activate(x, "gumbel", noise, soft=soft)
+        return jnp.sum(r * found), found
+
     for kind in ("hard", "soft"):
-
-        def weighted(x, kind=kind):
-            found = mask.activate(x, "gumbel", noise, soft=kind == "soft")
-            return jnp.sum(r * found), found
-
-        grads, found = jax.grad(weighted, has_aux=True)(jnp.asarray(case["in/x"]))
+        grads, found = gradient(jnp.asarray(case["in/x"]), kind == "soft")
         close(found, case[f"out/{kind}"][0], **LOSS, name=kind)
         close(grads, case[f"grad/{kind}_x"], **GRADIENT, name=f"gradient of {kind}")
 
@@ -285,21 +287,22 @@ def step(case: Case):
         ("prestart/", meta["inv_start"] - 1, 0.0),
     ):
         (total, output), (grads, of_views) = call(params, batch["views"], epoch)
-        found, stored = output.metrics, f"out/{prefix}"
+        metrics, stored = output.metrics, f"out/{prefix}"
         close(total, case[f"{stored}loss_all"], **LOSS, name="all")
-        close(found["loss/erm"], case[f"{stored}loss_erm"], **LOSS, name="erm")
-        close(found["loss/contrastive"], case[f"{stored}loss_cont"], **LOSS, name="contrastive")
-        close(weight * found["loss/penalty"], case[f"{stored}loss_inv"], **LOSS, name="penalty")
-        logits = jnp.swapaxes(output.features["logits"], 0, 1).reshape(-1, meta["class_num"])
+        close(metrics["loss/erm"], case[f"{stored}loss_erm"], **LOSS, name="erm")
+        close(metrics["loss/contrastive"], case[f"{stored}loss_cont"], **LOSS, name="contrastive")
+        close(weight * metrics["loss/penalty"], case[f"{stored}loss_inv"], **LOSS, name="penalty")
+        logits = np.swapaxes(output.features["logits"], 0, 1).reshape(-1, meta["class_num"])
         for k in (1, 5):
-            share = 100 * classification.top_k(logits, jnp.tile(batch["label"], 2), k)
+            share = 100 * TOP_K(logits, np.tile(batch["label"], 2), k)
             close(share, case[f"{stored}acc{k}"], rtol=1e-5, name=f"top {k}")
-        close(100 * found["accuracy"], case[f"{stored}acc1"], rtol=1e-5, name="accuracy")
+        close(100 * metrics["accuracy"], case[f"{stored}acc1"], rtol=1e-5, name="accuracy")
         expected = case.under(f"grad/{prefix}")
         expected = {k: v for k, v in expected.items() if not k.startswith("prestart")}
         for i, name in enumerate(order):
             theirs = expected.pop(name)
-            close(of_views[:, i].reshape(theirs.shape), theirs, **GRADIENT, name=name)
+            found = np.asarray(of_views)[:, i].reshape(theirs.shape)
+            close(found, theirs, **GRADIENT, name=name)
         close_gradients(grads, expected)
         if not prefix:
             close_state({}, output.extra, case.under("out/after"))
@@ -309,17 +312,23 @@ def step(case: Case):
 
 def _close_risks(case: Case, batch, params, environment):
     """The loss of each class in each environment, and its variance."""
-    meta, m = case.meta, mask.activate(params["mask"]["values"], case.meta["activat_type"])
-    rows = m * jnp.concatenate(
-        [batch["views"][:, v].reshape(len(batch["label"]), -1) for v in (0, 1)]
+    meta = case.meta
+    features = np.concatenate(
+        [np.reshape(batch["views"][:, v], (len(batch["label"]), -1)) for v in (0, 1)]
     )
-    labels, index = (jnp.tile(batch[name], 2) for name in ("label", "index"))
-    seen = environments.look_up(environment, labels, index)
-    risks = environments.risks(rows, labels, seen, meta["temperature"], meta["base_temperature"])
-    at = [int(jnp.argmax(labels == k)) for k in case["out/classes"]]
-    loss = meta["cont_weight"] * risks.loss[jnp.asarray(at)]
+    labels, index = (np.tile(batch[name], 2) for name in ("label", "index"))
+
+    @jax.jit
+    def losses(values):
+        rows = mask.activate(values, meta["activat_type"]) * features
+        seen = environments.look_up(environment, labels, index)
+        temperatures = meta["temperature"], meta["base_temperature"]
+        return environments.risks(rows, labels, seen, *temperatures).loss
+
+    at = [np.argmax(labels == k) for k in case["out/classes"]]
+    loss = meta["cont_weight"] * np.asarray(losses(params["mask"]["values"]))[at]
     close(loss, case["out/env_cont"], **LOSS, name="environments")
-    close(jnp.var(loss, axis=1, ddof=1), case["out/class_var"], **LOSS, name="variance")
+    close(np.var(loss, axis=1, ddof=1), case["out/class_var"], **LOSS, name="variance")
     assert set(np.unique(labels)) == set(case["out/classes"].tolist())
 
 
@@ -332,14 +341,21 @@ class Steps:
         self.optimizer = optim.make(
             "sgd", learning_rate=meta["lr"], total_steps=100, batch_size=1, **taken
         )
-        self.state = self.optimizer.init(params)
-        self.value = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+        self.state = jax.jit(self.optimizer.init)(params)
+
+        @jax.jit
+        def step(params, extra, state, batch, progress):
+            value = jax.value_and_grad(method.loss, has_aux=True)
+            (loss, output), grads = value(params, extra, batch, jax.random.key(0), progress)
+            updates, state = self.optimizer.update(grads, state, params)
+            return loss, output, optax.apply_updates(params, updates), state
+
+        self.compiled = step
 
     def __call__(self, batch, epoch=0):
-        given = self.params, self.extra, batch, jax.random.key(0), at_epoch(epoch)
-        (loss, output), grads = self.value(*given)
-        updates, self.state = self.optimizer.update(grads, self.state, self.params)
-        self.params = optax.apply_updates(self.params, updates)
+        loss, output, self.params, self.state = self.compiled(
+            self.params, self.extra, self.state, batch, at_epoch(epoch)
+        )
         self.extra = output.extra
         return loss, output
 
@@ -358,7 +374,8 @@ def train_steps(case: Case):
 
     params, extra = start(method, batch(0), case.under("param"), names)
     memory = as_views(case["in/memory"])
-    found = method.encode(params, extra, memory)
+    encode = jax.jit(method.encode)
+    found = encode(params, extra, memory)
     features = {
         "representation": np.asarray(found["representation"]),
         "label": case["in/memory_labels"],
@@ -381,7 +398,7 @@ def train_steps(case: Case):
         close(share, case["out/acc1"][i], rtol=1e-5, name="accuracy")
     close_state(take.params, take.extra, case.under("out/final"), names, FINAL)
     count = len(case["out/eval_logits"])
-    logits = method.encode(take.params, take.extra, memory[:count])["logits"][:, 0]
+    logits = encode(take.params, take.extra, memory)["logits"][:count, 0]
     close(logits, case["out/eval_logits"], **FINAL, name="evaluation")
     rates = case["out/lr_schedule_50"]
     drops = tuple(e / len(rates) for e in np.flatnonzero(np.diff(rates)) + 1)
@@ -401,6 +418,12 @@ def mixup(case: Case):
     logits = mixed.reshape(len(mixed), -1) @ case["in/weight"].T
     close(logits, case["out/logits"], rtol=1e-4, atol_of_max=1e-5, name="logits")
     one = jnp.float32(1)
+
+    @jax.jit
+    @jax.value_and_grad
+    def entropy(x, rows):
+        return -jnp.mean(jnp.sum(rows * jax.nn.log_softmax(x), axis=-1))
+
     for name, first, part, smoothing in (
         ("loss", label[partner], share, 0.0),
         ("loss_label_smooth", label[partner], share, epsilon),
@@ -408,10 +431,7 @@ def mixup(case: Case):
     ):
         rows = mixture.targets(label, first, part, classes, smoothing)
 
-        def loss(x, rows=rows):
-            return -jnp.mean(jnp.sum(rows * jax.nn.log_softmax(x), axis=-1))
-
-        value, gradient = jax.value_and_grad(loss)(jnp.asarray(case["out/logits"]))
+        value, gradient = entropy(jnp.asarray(case["out/logits"]), rows)
         close(value, case[f"out/{name}"], rtol=1e-5, name=name)
         key = "grad/logits" + name.removeprefix("loss").replace("plain", "_plain")
         close(gradient, case[key], rtol=1e-4, atol_of_max=1e-5, name=key)
@@ -426,11 +446,15 @@ def baseline_steps(case: Case):
     classes, names = len(given["fc.bias"]), table(first=1)
     method = supervised.make(Dense(given["model.1.weight"].shape[0]), classes)
 
-    def batch(i):
-        views, label = jnp.asarray(case[f"in/x_{i}"]), jnp.asarray(case[f"in/y_{i}"], jnp.int32)
-        partner, share = case[f"in/index_{i}"], jnp.float32(case["in/lam"][i])
+    @jax.jit
+    def mix(views, label, partner, share):
         mixed = mixture.mix(views, views[partner], share)
-        target = mixture.targets(label, label[partner], share, classes, 0.0)
+        return mixed, mixture.targets(label, label[partner], share, classes, 0.0)
+
+    def batch(i):
+        label = jnp.asarray(case[f"in/y_{i}"], jnp.int32)
+        partner, share = case[f"in/index_{i}"], jnp.float32(case["in/lam"][i])
+        mixed, target = mix(jnp.asarray(case[f"in/x_{i}"]), label, partner, share)
         return {"views": as_views(mixed), "label": label, "target": target}
 
     take = Steps(meta, method, *start(method, batch(0), given, names))
@@ -439,7 +463,7 @@ def baseline_steps(case: Case):
         close(loss, case["out/loss"][i], rtol=1e-4, name=f"loss {i}")
         labels = batch(i)["label"]
         for k in (1, 5):
-            share = 100 * classification.top_k(output.features["logits"][:, 0], labels, k)
+            share = 100 * TOP_K(output.features["logits"][:, 0], labels, k)
             close(share, case[f"out/acc{k}"][i], rtol=1e-5, name=f"top {k}")
     close_state(take.params, take.extra, case.under("out/final"), names, FINAL)
 
@@ -489,7 +513,7 @@ def model_imagenet(case: Case):
     evaluated, (seen, after) = both(variables)
     for kind, found in (("eval", evaluated), ("train", seen)):
         for name, stored in (("representation", "feature"), ("embedding", "out")):
-            direction = l2_normalize(getattr(found, name))
+            direction = jax.jit(l2_normalize)(getattr(found, name))
             close(direction, case[f"out/{kind}_{stored}"], **FORWARD, name=f"{kind} {name}")
     close_state({}, after, case.under("out/after_train"), tables, FORWARD)
 

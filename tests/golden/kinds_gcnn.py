@@ -80,6 +80,11 @@ def conv(case: Case):
     axes = {name: w[:, :, None] if w.ndim == 4 else w for name, w in params.items()}
     weights = {name: kernel(w, group) for name, w in axes.items()}
 
+    @jax.jit
+    def run(x, weights, bias, cotangent):
+        y, vjp = jax.vjp(layer, x, weights, bias)
+        return y, vjp(cotangent)
+
     def layer(x, weights, bias):
         if separable:
             depthwise, pointwise = weights["depthwise_weight"], weights["pointwise_weight"]
@@ -91,16 +96,16 @@ def conv(case: Case):
         if separable
         else weights["weight"]
     )
-    bank = np.asarray(gconv.filter_bank(jnp.asarray(full), group))
+    bank = np.asarray(jax.jit(gconv.filter_bank, static_argnums=1)(full, group))
     k, slices = bank.shape[0], 1 if lifting else group.order
     bank = bank.reshape(k, k, -1, slices, bank.shape[-1] // group.order, group.order)
     bank = np.transpose(bank, (4, 5, 2, 3, 0, 1))[:, order]
     bank = bank if lifting else bank[:, :, :, order]
     close(bank, case["out/filter_bank"], rtol=0, name="filter bank", atol=1e-6)
 
-    y, vjp = jax.vjp(layer, jnp.asarray(x), weights, bias)
+    cotangent = maps(case["in/ct"], group)
+    y, (to_x, to_weights, to_bias) = run(x, weights, bias, cotangent)
     close(to_maps(y, group), case["out/y"], **tolerance, name="y")
-    to_x, to_weights, to_bias = vjp(jnp.asarray(maps(case["in/ct"], group)))
     to_x = np.moveaxis(to_x, -1, 1) if lifting else to_maps(to_x, group)
     close(to_x, case["grad/x"], **tolerance, name="gradient of x")
     for name, gradient in to_weights.items():
@@ -113,7 +118,7 @@ def conv(case: Case):
         act = planar.act if lifting else planar.act_on_field
         errors = []
         for element in order[1:]:
-            moved = layer(jnp.asarray(act(group, element, x)), weights, bias)
+            moved, _ = run(act(group, element, x), weights, bias, cotangent)
             error = np.abs(moved - planar.act_on_field(group, element, np.asarray(y)))
             errors.append((error.mean(), error.max()))
         if case.meta["exact"]:
@@ -137,14 +142,19 @@ def pooling(case: Case):
         geometry = {"strides": m.get("stride"), "padding": m.get("padding", 0)}
         return pool.max_pool(x, m["kernel_size"], **geometry, ceil_mode=m.get("ceil_mode", False))
 
-    y, vjp = jax.vjp(layer, jnp.asarray(x))
-    (to_x,) = vjp(jnp.asarray(images(case["in/ct"]) if coset else maps(case["in/ct"], group)))
+    @jax.jit
+    def run(x, cotangent):
+        y, vjp = jax.vjp(layer, x)
+        return y, *vjp(cotangent)
+
+    cotangent = images(case["in/ct"]) if coset else maps(case["in/ct"], group)
+    y, to_x = run(x, cotangent)
     close(np.moveaxis(y, -1, 1) if coset else to_maps(y, group), case["out/y"], **tolerance)
     close(to_maps(to_x, group), case["grad/x"], **tolerance, name="gradient of x")
     if "out/equiv_err_mean" in case:
         errors = [
             np.abs(
-                layer(jnp.asarray(planar.act_on_field(group, r, x)))
+                run(planar.act_on_field(group, r, x), cotangent)[0]
                 - planar.act_on_field(group, r, np.asarray(y))
             ).mean()
             for r in (1, 2, 3)
@@ -160,9 +170,13 @@ def batch_norm(case: Case):
     )
     params = {"scale": case["param/weight"], "bias": case["param/bias"]}
     stats = {"mean": case["param/running_mean"], "var": case["param/running_var"]}
-    x, tolerance = jnp.asarray(maps(case["in/x"], group)), {"rtol": 1e-4, "atol": 1e-5}
+    x, tolerance = maps(case["in/x"], group), {"rtol": 1e-4, "atol": 1e-5}
 
-    y = norm.apply({"params": params, "batch_stats": stats}, x, use_running_average=True)
+    @jax.jit
+    def evaluate(x):
+        return norm.apply({"params": params, "batch_stats": stats}, x, use_running_average=True)
+
+    y = evaluate(x)
     close(to_maps(y, group), case["out/y_eval"], **tolerance, name="evaluation")
 
     def train(params, x):
@@ -174,8 +188,12 @@ def batch_norm(case: Case):
         )
         return y, updated["batch_stats"]
 
-    y, vjp, after = jax.vjp(train, params, x, has_aux=True)
-    to_params, to_x = vjp(jnp.asarray(maps(case["in/ct"], group)))
+    @jax.jit
+    def run(params, x, cotangent):
+        y, vjp, after = jax.vjp(train, params, x, has_aux=True)
+        return y, after, *vjp(cotangent)
+
+    y, after, to_params, to_x = run(params, x, maps(case["in/ct"], group))
     close(to_maps(y, group), case["out/y_train"], **tolerance, name="training")
     close(to_maps(to_x, group), case["grad/x"], **tolerance, name="gradient of x")
     close(to_params["scale"], case["grad/weight"], **tolerance, name="gradient of scale")
@@ -337,7 +355,7 @@ def rotated_evaluation(case: Case):
         logits = np.asarray(features["turned_logits"])
         blocks = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
         close(blocks, case[f"out/logits{i}"], rtol=1e-3, atol=1e-3, name="logits")
-        upright = classification.cross_entropy(features["logits"][:, 0], jnp.asarray(y))
+        upright = jax.jit(classification.cross_entropy)(features["logits"][:, 0], y)
         close(upright, case[f"out/loss{i}"], rtol=1e-3, atol=1e-3, name="loss")
         turned.append(logits)
         labels.append(y)
@@ -371,7 +389,7 @@ def unequivariance(case: Case):
 
     (variables, _), losses = train(jax.tree.map(jnp.asarray, variables))
     close(losses, case["out/loss"], rtol=0, atol=1e-3, name="loss")
-    logits = network.apply(variables, x, False)[1]
+    logits = jax.jit(lambda v: network.apply(v, x, False)[1])(variables)
     close(logits, case["out/logits_final"], rtol=1e-2, atol=1e-2, name="logits")
     final = mapping.to_torch(variables, names)
     for name, value in final.items():
@@ -396,22 +414,26 @@ def rotmnist_training(case: Case):
     # torch's Adam adds the decay to the gradient
     optimizer = optax.chain(optax.add_decayed_weights(case.meta["wd"]), optax.adam(case.meta["lr"]))
     params, stats = variables["params"], {"batch_stats": variables["batch_stats"]}
-    state = optimizer.init(params)
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    state = jax.jit(optimizer.init)(params)
+
+    @jax.jit
+    def step(params, stats, state, x, y):
+        value, gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
+        updates, state = optimizer.update(gradient, state, params)
+        return value, gradient, optax.apply_updates(params, updates), state
+
     for i in range(steps):
         x, y = jnp.asarray(images(case[f"in/x{i}"])), jnp.asarray(case[f"in/y{i}"])
-        (value, (stats, logits)), gradient = step(params, stats, x, y)
+        (value, (stats, logits)), gradient, params, state = step(params, stats, state, x, y)
         close(value, case["out/losses"][i], rtol=1e-3, name=f"loss {i}")
         if i == 0:
-            close(jax.nn.log_softmax(logits), case["out/logp0"], rtol=1e-3, atol=1e-4)
+            close(jax.jit(jax.nn.log_softmax)(logits), case["out/logp0"], rtol=1e-3, atol=1e-4)
             gradients = mapping.to_torch({"params": gradient}, names)
             # a bias before a norm has none: what is stored is the rounding of the largest ones
             largest = max(np.abs(g).max() for g in case.under("grad").values())
             for name, expected in case.under("grad").items():
                 atol = 1e-5 * max(1, largest if re.search(r"conv\d\.bias", name) else 1)
                 close(gradients[name], expected, rtol=1e-3, atol=atol, name=f"gradient of {name}")
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
     final = mapping.to_torch({"params": params, **stats}, names)
     for name, expected in case.under("out").items():
         if name.startswith("final.") and not name.endswith("tracked"):
@@ -423,14 +445,15 @@ def rotmnist_training(case: Case):
 
 
 def rotations(case: Case):
+    turn = jax.jit(rotate, static_argnums=2)
     for size in sorted(name[1:] for name in case.under("in")):
         x = jnp.asarray(images(case[f"in/x{size}"]))
         for i, angle in enumerate(case.meta["bilinear_angles"]):
             expected = images(case[f"out/bilinear{size}_{i}"])
-            close(rotate(x, angle), expected, rtol=1e-4, atol=5e-5, name=f"{angle} degrees")
+            close(turn(x, angle), expected, rtol=1e-4, atol=5e-5, name=f"{angle} degrees")
         for i, angle in enumerate(case.meta["nearest_angles"]):
             expected = images(case[f"out/nearest{size}_{i}"])
-            same = np.isclose(rotate(x, angle, nearest=True), expected, atol=1e-6).mean()
+            same = np.isclose(turn(x, angle, True), expected, atol=1e-6).mean()
             assert same > 0.98, f"{angle} degrees: {same} of the pixels agree; the rest are ties"
 
 

@@ -26,14 +26,17 @@ from jaxequi.types import Progress
 
 LOSS = {"rtol": 1e-5, "atol": 1e-6}
 GRADIENT = {"rtol": 1e-4, "atol_of_max": 2e-5}
+# As one program each: alone, every operation would be compiled.
+BY_ENVIRONMENT = jax.jit(irm.by_environment, static_argnums=(3, 4, 5))
+LOGITS = jax.jit(contrastive.ntxent_logits, static_argnums=2)
 
 
 def infonce(case: Case) -> None:
     """Logits, their order, loss and penalty with gradients; an environment of one, and of none."""
-    features, n = jnp.asarray(case["in/features"]), case.meta["n"]
+    features, n = case["in/features"], case.meta["n"]
     a, b = features[:n], features[n:]
     temperature, penalty_temperature = case.meta["temperature"], case.meta["irm_temp"]
-    logits = contrastive.ntxent_logits(a, b, temperature)
+    logits = LOGITS(a, b, temperature)
     close(logits, case["out/logits"], **LOSS, name="logits")
     close(logits, case["out/logits_update"], **LOSS, name="logits_update")
     assert not case["out/labels"].any()
@@ -45,30 +48,31 @@ def infonce(case: Case) -> None:
 
     @jax.jit
     def losses(features):
-        a, b = features[:n], features[n:]
-        return irm.by_environment(a, b, where, 2, temperature, penalty_temperature)
+        """Of each environment; and by the features, loss and penalty of the first."""
 
-    loss, penalty, count = losses(features)
+        def found(features):
+            both = features[:n], features[n:]
+            return irm.by_environment(*both, where, 2, temperature, penalty_temperature)
+
+        return found(features), jax.jacrev(lambda f: [part[0] for part in found(f)[:2]])(features)
+
+    (loss, penalty, count), slopes = losses(features)
     np.testing.assert_array_equal(count, [n, 0])
     np.testing.assert_array_equal([loss[1], penalty[1]], 0)  # theirs raises for an empty one
     close(loss[0], case["out/cross_entropy"], **LOSS, name="loss")
     close(penalty[0], case["out/penalty"], **LOSS, name="penalty")
 
-    def unscaled(part, scale):
-        """A gradient by features of length 1 of which lengths are no part."""
-        found = jax.jit(jax.grad(lambda f: losses(f)[part][0]))(features)
+    for found, scale in zip(slopes, ("ce", "penalty"), strict=True):
+        # A gradient by features of length 1 of which lengths are no part.
         expected = case[f"grad/{scale}_features"]
-        along = np.sum(expected * np.asarray(features), axis=1, keepdims=True)
-        close(found, expected - along * np.asarray(features), **GRADIENT, name=scale)
-
-    unscaled(0, "ce")
-    unscaled(1, "penalty")
-    given = jnp.asarray(case["out/logits"]) * temperature / penalty_temperature
-    close(irm.column_penalty(given), case["out/penalty"], **LOSS, name="penalty of logits")
-    gradient = jax.jit(jax.grad(irm.column_penalty))(given)
+        along = np.sum(expected * features, axis=1, keepdims=True)
+        close(found, expected - along * features, **GRADIENT, name=scale)
+    given = jnp.asarray(case["out/logits"] * temperature / penalty_temperature)
+    penalty, gradient = jax.jit(jax.value_and_grad(irm.column_penalty))(given)
+    close(penalty, case["out/penalty"], **LOSS, name="penalty of logits")
     close(gradient, case["grad/penalty_logits"], **GRADIENT, name="by logits")
-    one = contrastive.ntxent_logits(a[:1], b[:1], 1.0)
-    loss, penalty, _ = irm.by_environment(a[:1], b[:1], where[:1], 1, 1.0, 1.0)
+    one = LOGITS(a[:1], b[:1], 1.0)
+    loss, penalty, _ = BY_ENVIRONMENT(a[:1], b[:1], where[:1], 1, 1.0, 1.0)
     assert one.shape == case["out/one_sample_logits"].shape == (2, 1)
     close(loss[0], case["out/one_sample_ce"], **LOSS, name="one")
     close(penalty[0], case["out/one_sample_penalty"], **LOSS, name="one")
@@ -90,7 +94,7 @@ TERMS = {"risk": "risk", "cont": "contrastive", "inv": "variation", "constrain":
 def partition_objective(case: Case) -> None:
     """The risk of a batch of a soft partition, and its gradient; the soft loss alone."""
     index, meta = case["in/index"], case.meta
-    a, b = (jnp.asarray(case[f"in/out_{view}"])[index] for view in (1, 2))
+    a, b = (jnp.asarray(case[f"in/out_{view}"][index]) for view in (1, 2))
     for name, changes in VARIANTS.items():
         given = {
             "temperature": meta["temperature"],
@@ -119,7 +123,7 @@ def partition_objective(case: Case) -> None:
         both = {"temperature": meta["temperature"], "penalty_temperature": meta["irm_temp"]}
         return partition.infonce(a, b, **both)(shares)[0][0]
 
-    rows = jnp.asarray(case["in/split"])[index]
+    rows = jnp.asarray(case["in/split"][index])
     for mode in (1, 2):
         value, gradient = jax.jit(jax.value_and_grad(functools.partial(soft, mode=mode)))(rows)
         close(value, case[f"out/soft_v{mode}"], **LOSS, name=f"soft v{mode}")
@@ -194,7 +198,7 @@ def held(splits) -> dict:
 
 
 def batch_of(case: Case, i=()) -> dict:
-    batch = {"views": jnp.stack([case["in/x1"][i], case["in/x2"][i]], axis=1)}
+    batch = {"views": jnp.asarray(np.stack([case["in/x1"][i], case["in/x2"][i]], axis=1))}
     return batch | ({"index": jnp.asarray(case["in/index"][i])} if "in/index" in case else {})
 
 
@@ -261,10 +265,10 @@ def train_env(case: Case) -> None:
         if f"out/{name}/loss_original" in case:
             found = output.metrics["loss/global"]
             close(found, case[f"out/{name}/loss_original"], **LOSS, name=name)
-        a, b = (output.features["embedding"][:, view] for view in (0, 1))
+        a, b = np.moveaxis(output.features["embedding"], 1, 0)
         temperatures = options["temperature"], options["irm_temperature"]
         terms = [
-            irm.by_environment(a, b, environment, splits.shape[-1], *temperatures)[:2]
+            BY_ENVIRONMENT(a, b, environment, splits.shape[-1], *temperatures)[:2]
             for environment in _ipirm.environments_of(own["own"], batch)
         ]
         for part, key in enumerate(("env_contrastive", "env_penalty")):
@@ -361,7 +365,7 @@ def mixup_objective(case: Case) -> None:
             search={**options, "online": kind == "online"},
         )
         if kind == "online":
-            views = jnp.stack([case["in/x1"], case["in/x2"]], axis=1)[index]
+            views = jnp.asarray(np.stack([case["in/x1"], case["in/x2"]], axis=1)[index])
             with mock.patch.object(ipirm_mixup, "draw", return_value=(share, partner)):
                 mask = jnp.ones(len(index), bool)
                 batch = method.refit.change(jax.random.key(0), {"views": views, "mask": mask})
@@ -369,12 +373,11 @@ def mixup_objective(case: Case) -> None:
             seen = {"embedding": embedding, "share": batch["share"], "partner": batch["partner"]}
         else:
             embedding = np.stack([case["in/off_out_1"], case["in/off_out_2"]], axis=1)[index]
-            seen = {"embedding": embedding, "share": jnp.asarray(case["in/off_lam"])[index]}
+            seen = {"embedding": embedding, "share": jnp.asarray(case["in/off_lam"][index])}
 
-        a, b = (l2_normalize(seen["embedding"][:, view]) for view in (0, 1))
-        logits = a @ b.T / meta["temperature"]
-
-        def risk(split, seen=seen, logits=logits):
+        def risk(split, seen=seen):
+            a, b = (l2_normalize(seen["embedding"][:, view]) for view in (0, 1))
+            logits = a @ b.T / meta["temperature"]
             losses = partition.mixed_infonce(logits, seen["share"], seen.get("partner"))
             found = partition.risk(
                 losses, split[index], weight=meta["irm_weight"], constraint="relaxed"
@@ -460,7 +463,7 @@ def linear_evaluation(case: Case) -> None:
     )
     name = "classification-all-linear"
     table = mapping.by_module(lambda m: "fc" if m.startswith(name) else rename(f"backbone/{m}"))
-    x, y = jnp.asarray(case["in/x"]), jnp.asarray(case["in/y"])
+    x, y = case["in/x"], case["in/y"]
     batch = {"views": x[0][:, None], "label": y[0]}
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
     frozen = extra["own"]["backbone"]
@@ -482,7 +485,7 @@ def linear_evaluation(case: Case) -> None:
         jnp.int32(0),
         params,
         {"own": {"backbone": variables}},
-        optimizer.init(params),
+        jax.jit(optimizer.init)(params),
         jax.random.key(0),
     )
     rows = []
@@ -492,9 +495,14 @@ def linear_evaluation(case: Case) -> None:
         rows.append([metrics["loss"], *scores])
     close(np.mean(rows, axis=0), case["out/train"], rtol=1e-4, name="train")
     images, labels = x.reshape(-1, 1, x.shape[-1]), y.reshape(-1)
-    logits = method.encode(run.params, run.extra, images)["heads"][name][:, 0]
-    scores = [classification.top_k(logits, labels, k) * 100 for k in (1, 5)]
-    found = [classification.cross_entropy(logits, labels), *scores]
+
+    @jax.jit
+    def test(params, extra):
+        logits = method.encode(params, extra, images)["heads"][name][:, 0]
+        scores = [classification.top_k(logits, labels, k) * 100 for k in (1, 5)]
+        return [classification.cross_entropy(logits, labels), *scores]
+
+    found = test(run.params, run.extra)
     close(found, case["out/test"], rtol=1e-4, name="test")
     frozen = run.extra["own"]["backbone"]
     ours = {"params": {**run.params, **frozen["params"]}, "batch_stats": frozen["batch_stats"]}

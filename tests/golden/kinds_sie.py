@@ -265,7 +265,7 @@ def train_steps(case: Case) -> None:
         step=jnp.zeros((), jnp.int32),
         params=params,
         extra=extra,
-        opt_state=optimizer.init(params),
+        opt_state=jax.jit(optimizer.init)(params),
         key=jax.random.key(0),
     )
     step = jax.jit(step)
@@ -433,28 +433,32 @@ def evaluator(case: Case) -> None:
 def metrics(case: Case) -> None:
     """Free functions; theirs that pick the off-diagonal of a matrix has no counterpart."""
     prediction, target = case["in/r2_output"], case["in/r2_target"]
-    close(regression.r2(prediction, target), case["out/r2_score"], **SCALAR, name="r2")
+    close(jax.jit(regression.r2)(prediction, target), case["out/r2_score"], **SCALAR, name="r2")
     for name, expected in case.under("out").items():
         if name.startswith("top"):
             share = classification.top_k(case["in/logits"], case["in/labels"], int(name[3:]))
             close(share[None], expected, **SCALAR, name=name)
-    embedding, projected = case["in/embedding"], case["in/proj_out"]
+    signs = jax.jit(lambda x: (collapse.correlation(x), collapse.spread(x)))
     for name in ("v", "noproj"):
-        correlation, spread = collapse.correlation(embedding), collapse.spread(embedding)
+        correlation, spread = signs(case["in/embedding"])
         close(correlation, case[f"out/coremb_{name}"], **SCALAR, atol=1e-5, name=f"cor {name}")
         close(spread, case[f"out/stdemb_{name}"], **SCALAR, name=f"std {name}")
-    close(collapse.correlation(projected), case["out/corhead_v"], **SCALAR, atol=1e-5, name="cor")
-    close(collapse.spread(projected), case["out/stdhead_v"], **SCALAR, name="std")
+    correlation, spread = signs(case["in/proj_out"])
+    close(correlation, case["out/corhead_v"], **SCALAR, atol=1e-5, name="cor")
+    close(spread, case["out/stdhead_v"], **SCALAR, name="std")
 
     features, temperature = jnp.asarray(case["in/nce_features"]), case.meta["nce"]["temp"]
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def nce(features):
-        return contrastive.ntxent(*jnp.split(features, 2), temperature)
+        views = jnp.split(features, 2)
+        logits = contrastive.ntxent_logits(*views, temperature)
+        return contrastive.ntxent(*views, temperature), logits
 
-    loss, gradient = jax.value_and_grad(nce)(features)
+    (loss, logits), gradient = nce(features)
     close(loss, case["out/nce_loss"], **SCALAR, name="nce")
     close(gradient, case["grad/nce_features"], **TENSOR, name="gradient of nce")
-    logits = contrastive.ntxent_logits(*jnp.split(features, 2), temperature)
     close(logits, case["out/nce_logits"], **TENSOR, name="logits")
     assert not case["out/nce_labels"].any()  # the partner comes first
 
@@ -506,7 +510,7 @@ def dataset(case: Case) -> None:
     assert [record["label"] for record in records] == case["out/labels"].tolist()
     latent = np.stack([record["latent"] for record in records])
     for cls, name in (("", "rotation"), ("All", "all"), ("RotColor", "rotation+color")):
-        z = relation.relation(name).between({"latent": jnp.asarray(latent)})
+        z = np.asarray(jax.jit(relation.relation(name).between)({"latent": latent}))
         angles = quaternions.relative_pose(latent[:, 0], latent[:, 1], form="euler")
         expected = case.under(f"out/Dataset3DIEBench{cls}")
         close(z, expected["quat"], rtol=0, atol=2e-6, name=f"{name} quat")

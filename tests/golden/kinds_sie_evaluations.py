@@ -69,7 +69,7 @@ class StandIn(nn.Module):
 
 
 def evaluation(case: Case):
-    meta, x, param = case.meta, jnp.asarray(case["in/x"]).swapaxes(1, 2), case.under("param")
+    meta, x, param = case.meta, case["in/x"].swapaxes(1, 2), case.under("param")
     steps, size, width = meta["steps"], x.shape[1], len(param["backbone.0.weight"])
     layers = sorted({k.rpartition(".")[0] for k in param if k.startswith("head")})
     script = meta["upstream"].partition(".py")[0]
@@ -94,7 +94,7 @@ def evaluation(case: Case):
     step = make_train_step(
         method, optimizer, lambda key, batch: batch, total_steps=steps, steps_per_epoch=steps
     )
-    batches = [{"views": x[i], "index": jnp.full(size, i)} for i in range(steps + 1)]
+    batches = [{"views": x[i], "index": np.full(size, i, np.int32)} for i in range(steps + 1)]
 
     table = mapping.by_module(lambda path: {"linear": "0", "norm": "1"}[path])
     drawn = initialise(method, optimizer, jax.random.key(0), batches[0])
@@ -107,9 +107,12 @@ def evaluation(case: Case):
         }
     }
     state = drawn.replace(
-        params=params, extra={OWN: {"backbone": backbone}}, opt_state=optimizer.init(params)
+        params=params,
+        extra={OWN: {"backbone": backbone}},
+        opt_state=jax.jit(optimizer.init)(params),
     )
 
+    @jax.jit
     def gradient(params, extra, batch):
         return jax.grad(method.loss, has_aux=True)(params, extra, batch, None, None)[0]
 
@@ -138,7 +141,8 @@ def evaluation(case: Case):
             close(after[key.removeprefix("backbone.")], value, **tolerance, name=key)
     close_heads(state.params, "out/param_after")
 
-    outputs = method.encode(state.params, state.extra, batches[-1]["views"])["heads"]
+    encode = jax.jit(method.encode)
+    outputs = encode(state.params, state.extra, batches[-1]["views"])["heads"]
     output = np.asarray(outputs[head.name])
     close(output.reshape(size, -1), case["out/val_output"], **tolerance, name="validation")
     scored = known._replace(target=lambda features: np.asarray(target[-1]))

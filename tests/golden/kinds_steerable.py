@@ -208,7 +208,7 @@ def inner_batch_norm(case: Case):
     tolerance = {"rtol": 1e-4, "atol": 1e-5}
     x = images(case["in/x"])
     variables = {"params": params, "batch_stats": stats}
-    y = norm.apply(variables, x, use_running_average=True)
+    y = jax.jit(lambda v, x: norm.apply(v, x, use_running_average=True))(variables, x)
     close(back(y), case["out/y_eval"], **tolerance, name="evaluation")
 
     def train(params, x):
@@ -220,8 +220,12 @@ def inner_batch_norm(case: Case):
         )
         return y, updated["batch_stats"]
 
-    y, vjp, after = jax.vjp(train, params, x, has_aux=True)
-    to_params, to_x = vjp(images(case["in/cot"]))
+    @jax.jit
+    def run(params, x, cotangent):
+        y, vjp, after = jax.vjp(train, params, x, has_aux=True)
+        return y, after, *vjp(cotangent)
+
+    y, after, to_params, to_x = run(params, x, images(case["in/cot"]))
     close(back(y), case["out/y_train"], **tolerance, name="training")
     close(back(to_x), case["grad/x"], **tolerance, name="gradient of x")
     expected = (
@@ -239,16 +243,22 @@ def pools(case: Case):
     def head(x):
         return field_max(jnp.mean(max_pool(x, 3, 2, 1), (1, 2), keepdims=True), kind)
 
-    close(back(max_pool(x, 3, 2, 1)), case["out/maxpool"], rtol=1e-6)
-    close(back(field_max(x, kind)), case["out/grouppool_dense"], rtol=1e-6)
-    y, vjp = jax.vjp(head, x)
+    @jax.jit
+    def run(x, cotangent):
+        y, vjp = jax.vjp(head, x)
+        return max_pool(x, 3, 2, 1), field_max(x, kind), y, *vjp(cotangent)
+
+    pooled, dense, y, to_x = run(x, images(case["in/cot"]))
+    close(back(pooled), case["out/maxpool"], rtol=1e-6)
+    close(back(dense), case["out/grouppool_dense"], rtol=1e-6)
     close(back(y), case["out/head"], rtol=1e-6, atol=1e-6)
-    close(back(vjp(images(case["in/cot"]))[0]), case["grad/x"], rtol=1e-6, atol=1e-6)
+    close(back(to_x), case["grad/x"], rtol=1e-6, atol=1e-6)
 
 
 def group_pooling(case: Case):
     kind = fields(planar.named(case.meta["group"]), case.meta["fields"])
-    close(back(field_max(images(case["in/x"]), kind)), case["out/y"], rtol=0)
+    pooled = jax.jit(field_max, static_argnums=1)(images(case["in/x"]), kind)
+    close(back(pooled), case["out/y"], rtol=0)
 
 
 def coupling_signs(case: Case):
@@ -332,6 +342,7 @@ def networks(case: Case):
 
     variables = jax.tree_util.tree_map_with_path(load, template)
     tolerance = {"rtol": 1e-3, "atol": 1e-4}
+    expand = jax.jit(steerable.expand, static_argnums=1)
     for key, expected in case.under("out").items():
         if key.endswith(".filter") or key == "stem_filter":
             name = "conv1.weights" if key == "stem_filter" else f"{key[:-7]}.weights"
@@ -339,7 +350,7 @@ def networks(case: Case):
             weights = variables
             for part in path:
                 weights = weights[part.key]
-            filters = steerable.expand({"weights": weights}, kinds[path][1])
+            filters = expand({"weights": weights}, kinds[path][1])
             filters = np.asarray(filters).transpose(3, 2, 0, 1)
             close(filters, expected, rtol=1e-4, atol=1e-5, name=key)
 
@@ -358,9 +369,9 @@ def networks(case: Case):
             name = f"logits{size}{suffix}"
             close(part, case[f"out/{name}"], **tolerance, name=name)
         if f"out/features{size}" in case:
-            first = mapped[: len(x)]
+            first = np.asarray(mapped)[: len(x)]
             close(back(first), case[f"out/features{size}"], **tolerance, name="map")
-            pooled = gresnet.pooled(first, group, "coset_last")
+            pooled = jax.jit(gresnet.pooled, static_argnums=(1, 2))(first, group, "coset_last")
             close(pooled, case[f"out/pooled{size}"], **tolerance, name="pooled")
 
     if "in/train_x" in case:

@@ -24,11 +24,20 @@ def views(n, width=5, seed=0):
     return [jnp.asarray(random.normal(size=(n, width))) for _ in range(2)]
 
 
+@jax.jit
+def cosines(a, b):
+    return l2_normalize(a) @ l2_normalize(b).T
+
+
 def scaled(loss, columns):
     """A loss as a function of the scale of its columns: the penalty as it is defined."""
-    return jnp.sum(jax.jit(jax.grad(loss))(jnp.ones(columns)) ** 2)
+    return np.sum(np.square(jax.jit(jax.grad(loss))(np.ones(columns))))
 
 
+ntxent_logits = jax.jit(contrastive.ntxent_logits, static_argnums=2)
+
+
+@jax.jit
 def named(logits, scale):
     return classification.cross_entropy(logits * scale, jnp.zeros(len(logits), int))
 
@@ -41,12 +50,12 @@ def test_each_environment_is_a_batch_of_its_own():
     np.testing.assert_array_equal(count, [3, 0, 5, 1])
     for e in (0, 2):
         rows = np.flatnonzero(where == e)
-        warm, cold = (contrastive.ntxent_logits(a[rows], b[rows], t) for t in (0.5, 0.3))
+        warm, cold = (ntxent_logits(*(np.asarray(x)[rows] for x in (a, b)), t) for t in (0.5, 0.3))
         np.testing.assert_allclose(loss[e], named(warm, 1), rtol=1e-12)
         expected = scaled(functools.partial(named, cold), cold.shape[1])
         np.testing.assert_allclose(penalty[e], expected, rtol=1e-10)
-        np.testing.assert_allclose(irm.column_penalty(cold), expected, rtol=1e-10)
-    np.testing.assert_allclose([*loss[1:4:2], *penalty[1:4:2]], 0, atol=1e-12)
+        np.testing.assert_allclose(jax.jit(irm.column_penalty)(cold), expected, rtol=1e-10)
+    np.testing.assert_allclose(np.stack([loss, penalty])[:, 1:4:2], 0, atol=1e-12)
 
 
 def finite_differences(function, x, step=1e-5):
@@ -95,10 +104,11 @@ def test_mixtures_name_both_examples_inside_their_environment(per_example):
     )
     for e in (0, 1):
         rows = np.flatnonzero(where == e)
-        logits = l2_normalize(a[rows]) @ l2_normalize(b[rows]).T / 0.2
+        logits = cosines(*(np.asarray(x)[rows] for x in (a, b))) / 0.2
         own, other = np.arange(len(rows)), np.searchsorted(rows, partner[rows])
         lam = share[rows] if per_example else np.full(len(rows), share[rows].mean())
 
+        @jax.jit
         def mixture(scale, logits=logits, own=own, other=other, lam=lam):
             logs = jax.nn.log_softmax(logits * scale)
             return -jnp.mean(lam * logs[own, own] + (1 - lam) * logs[own, other])
@@ -112,7 +122,7 @@ def test_a_soft_partition_weighs_rows_and_columns(normalize, monkeypatch):
     monkeypatch.setattr(partition, "TILE", 3)  # the golden cases are of a single tile
     n = 8
     a, b = views(n)
-    shares = jax.nn.softmax(jnp.asarray(np.random.default_rng(3).normal(size=(n, 3))))
+    shares = jax.jit(jax.nn.softmax)(np.random.default_rng(3).normal(size=(n, 3)))
     losses = partition.infonce(a, b, temperature=0.5, penalty_temperature=0.3, normalize=normalize)
     of_column = np.tile(np.arange(n), 2)
     of_column = [
@@ -120,7 +130,7 @@ def test_a_soft_partition_weighs_rows_and_columns(normalize, monkeypatch):
     ]
     found = jax.jit(losses)(shares)
     for e in (0, 2):
-        weights = shares[:, e][np.asarray(of_column)]
+        weights = np.asarray(shares)[:, e][np.asarray(of_column)]
 
         def soft(scale, temperature=0.3, weights=weights):
             logits = contrastive.ntxent_logits(a, b, temperature) * scale
@@ -144,12 +154,12 @@ def test_a_soft_partition_weighs_rows_and_columns(normalize, monkeypatch):
 def test_what_a_search_may_meet_is_finite():
     a, b = views(4)
     one = partition.infonce(a[:1], b[:1], temperature=0.5, penalty_temperature=0.5)
-    np.testing.assert_allclose(one(jnp.full((1, 2), 0.5)), 0, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(one)(jnp.full((1, 2), 0.5)), 0, atol=1e-12)
     with jax.enable_x64(False):  # shares that f32 has no number for
         share, partner = jnp.full(4, 0.7), jnp.asarray([1, 2, 3, 0])
         extreme = jnp.asarray([[300.0, 0]] * 4, jnp.float32)
         a32, b32 = (jnp.asarray(np.asarray(x), jnp.float32) for x in (a, b))
-        logits = l2_normalize(a32) @ l2_normalize(b32).T
+        logits = cosines(a32, b32)
         for losses in (
             partition.infonce(a32, b32, temperature=0.5, penalty_temperature=0.5),
             partition.mixed_infonce(logits, share, partner),
@@ -167,15 +177,16 @@ def test_what_a_search_may_meet_is_finite():
 
 def test_the_debiased_loss():
     a, b = views(5)
-    plain = contrastive.ntxent(a, b, 0.5)
-    np.testing.assert_allclose(contrastive.debiased_ntxent(a, b, 0.5, 0.0), plain, rtol=1e-12)
+    debiased = jax.jit(contrastive.debiased_ntxent, static_argnums=(2, 3))
+    plain = jax.jit(contrastive.ntxent, static_argnums=2)(a, b, 0.5)
+    np.testing.assert_allclose(debiased(a, b, 0.5, 0.0), plain, rtol=1e-12)
     # Rows e1, e2 | e1, e2: the negatives exp(0) twice, less 0.1 * 2 * exp(2), are below the floor.
     eye = jnp.eye(2)
     floor = 2 * np.exp(-2.0)
     expected = np.log(np.exp(2) + floor) - 2
-    found = contrastive.debiased_ntxent(eye, eye, 0.5, 0.3)
+    found = debiased(eye, eye, 0.5, 0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     # With a prior of 0.1 they are not: (2 - 0.2 exp(2)) / 0.9.
     expected = np.log(np.exp(2) + (2 - 0.2 * np.exp(2)) / 0.9) - 2
-    found = contrastive.debiased_ntxent(eye, eye, 0.5, 0.1)
+    found = debiased(eye, eye, 0.5, 0.1)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
