@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import csv
 import pathlib
 import re
 import sys
+from typing import ClassVar
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -108,6 +110,28 @@ class Config(SphinxDirective):
         return self.parse_text_to_nodes(text)
 
 
+class Measured(SphinxDirective):
+    """Rows of a table of docs/results: `{measured} frozen.csv`, with `:variants: a, b` some."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"variants": str}
+
+    def run(self) -> list[nodes.Node]:
+        """Show the rows, and the columns in which one of them has something."""
+        file = ROOT / "docs" / "results" / self.arguments[0]
+        self.env.note_dependency(str(file))
+        with file.open(newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        wanted = [name.strip() for name in self.options.get("variants", "").split(",")]
+        missing = {*wanted} - {row["variant"] for row in rows} - {""}
+        if missing:
+            raise self.error(f"{file.name} has no variant {', '.join(sorted(missing))}")
+        rows = [row for row in rows if wanted == [""] or row["variant"] in wanted]
+        shown = [name for name in rows[0] if name != "variant" and any(r[name] for r in rows)]
+        lines = [shown, ["---"] * len(shown), *([row[name] for name in shown] for row in rows)]
+        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
 def mathml(self, node) -> None:
     """Write a formula as MathML, which browsers draw themselves."""
     from latex2mathml.converter import convert
@@ -128,5 +152,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("include-read", included)
     app.add_directive("config", Config)
+    app.add_directive("measured", Measured)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
