@@ -23,12 +23,15 @@ exclude_patterns = ["_build", "figures/*.py", "extend/examples"]
 html_theme = "furo"
 html_show_sphinx = False
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]  # a function in this file is no value to be pickled
 
+smartquotes = False  # of "--config" they would make a dash
 default_role = "code"
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -49,7 +52,7 @@ def to_rst(text: str) -> list[str]:
     and no other letter means anything.
     """
     out: list[str] = []
-    section = block = example = False
+    section, block, example = "", False, False
     for line in text.expandtabs().split("\n"):
         indented = line.startswith("  ")
         if example and line.strip():
@@ -63,23 +66,26 @@ def to_rst(text: str) -> list[str]:
         if line and not indented:
             if block:
                 out.append("")
-            section, block = line in SECTIONS, False
+            section, block = line if line in SECTIONS else "", False
         starts_item = re.match(r"[-*] |\d+\. ", out[-1].lstrip()) if out else None
         if indented and not section and not block and not (starts_item and out[-1].strip()):
             block = True
             out += ["::", ""] if not (out and out[-1].strip()) else ["", "::", ""]
+        if section == "Attributes:":  # napoleon knows one name a line
+            line = re.sub(r"^(\s+\w+), ([\w, ]+): ", r"\1: and `\2`: ", line)
         out.append(line if block or not line.strip() else _escaped(line))
     return out
 
 
 def _escaped(line: str) -> str:
     """Write code in double backquotes, and take their meaning from other signs of markup."""
+    line = re.sub(r"^(\s*(?:[\w, ]+: )?[a-zA-Z])\. ", r"\1\\. ", line)  # no item of a list
     parts = line.split("`")
     if len(parts) % 2 == 0:  # code that goes on in the next line
         return re.sub(r"([\\*_|`])", r"\\\1", line)
     for at, part in enumerate(parts):
         if at % 2 == 0:
-            body = re.sub(r"([\\*_|])", r"\\\1", part)
+            body = re.sub(r"(\\(?!\.)|[*_|])", r"\\\1", part)
             parts[at] = re.sub(r"^(\s*)\\\* ", r"\1* ", body)
         else:
             before = parts[at - 1][-1:]
@@ -95,6 +101,13 @@ def docstring(app, what, name, obj, options, lines):
     del app, what, options
     ours = str(getattr(obj, "__module__", None) or name).startswith("jaxequi")
     lines[:] = to_rst("\n".join(lines)) if ours else []  # a field may hold a function of JAX
+
+
+def skip(app, what, name, obj, skipped, options):
+    """Leave out the fields of a NamedTuple where Python alone has said something of them."""
+    del app, what, name, options
+    said = str(getattr(obj, "__doc__", ""))
+    return True if said.startswith("Alias for field number") else skipped
 
 
 class Config(SphinxDirective):
@@ -129,7 +142,8 @@ class Measured(SphinxDirective):
         rows = [row for row in rows if wanted == [""] or row["variant"] in wanted]
         shown = [name for name in rows[0] if name != "variant" and any(r[name] for r in rows)]
         lines = [shown, ["---"] * len(shown), *([row[name] for name in shown] for row in rows)]
-        return self.parse_text_to_nodes("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return self.parse_text_to_nodes(text.replace(" ± ", "\u00a0±\u00a0"))
 
 
 def mathml(self, node) -> None:
@@ -150,6 +164,7 @@ def included(app, relative_path, parent_docname, content):
 def setup(app):
     """Register what this file adds to Sphinx."""
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", skip)
     app.connect("include-read", included)
     app.add_directive("config", Config)
     app.add_directive("measured", Measured)
