@@ -16,10 +16,10 @@ baselines out. A pipeline goes on where it was cut, by the same command.
 Words: `vipriors10`, `vipriors20` and `vipriors50` are the published experiments on folders
 `imagenet_N/{train,val,testgt}` (--config.train.source.root=DIR/train and so on; what makes them is
 `prepare.fewshot_subset`), ResNet-50, 224 pixels, 50 epochs, the rate times 0.1 after 30 and 40;
-`smoke` takes seconds. The repository's own commands are beside ours in README.md. Published with
-them are a batch of 128, a rate of 0.1 (times batch / 256), a penalty of weight 100, with
-RandAugment 10, from epoch 10 on; no accuracy. Theirs judges the last network on `testgt`; here the
-table has that, and the same at the best step on `val`.
+`smoke` takes seconds. The repository's own commands are beside ours in docs/systems/eqinv.md.
+Published with them are a batch of 128, a rate of 0.1 (times batch / 256), a penalty of weight 100,
+with RandAugment 10, from epoch 10 on; no accuracy. Theirs judges the last network on `testgt`; here
+the table has that, and the same at the best step on `val`.
 
 The embedded problem: 50 images of each of 12 classes, of procedural objects in any pose, one view
 of each. In four images of five the floor and the light have the hues of the class; in the held-out

@@ -5,7 +5,7 @@ Wang, Yue, Huang, Sun, Zhang, NeurIPS 2021, arXiv 2110.15255; Wangt-CN/IP-IRM, `
 
     python -m jaxequi.main --config=configs/ipirm.py               # on scikit-learn's digits
     python -m jaxequi.main --config=configs/ipirm.py:simclr        # its baseline
-    python -m jaxequi.main --config=configs/ipirm.py:ipirm,paper   # STL-10; data in README.md
+    python -m jaxequi.main --config=configs/ipirm.py:ipirm,paper   # STL-10, docs/systems/eqinv.md
     python -m jaxequi.main --config=configs/ipirm.py:ipirm_mixup_set5,cifar100
     python -m jaxequi.main --config=configs/ipirm_linear.py --config.init_from=RUN
 

@@ -18,13 +18,21 @@ from jaxequi.errors import Refusal
 
 
 def choices(folder: str) -> list[str]:
-    """Names that `find` accepts in a folder: its files, save those with a leading underscore."""
+    """Names that `find` accepts in a folder: its files, save those with a leading underscore.
+
+    >>> choices("objectives")[:3]
+    ['classification', 'collapse', 'contrastive']
+    """
     package = importlib.import_module(f"jaxequi.{folder}")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
 def unknown(kind: str, given: Any, allowed: Iterable[str]) -> Refusal:
-    """The error for a name that does not exist: what was given, what exists, the nearest."""
+    """The error for a name that does not exist: what was given, what exists, the nearest.
+
+    >>> print(unknown("method", "simclrr", ["simclr", "vicreg"]))
+    unknown method 'simclrr'. Did you mean 'simclr'? There is: simclr, vicreg.
+    """
     allowed = sorted(allowed)
     if not isinstance(given, str):
         return Refusal(

@@ -24,7 +24,10 @@ def _part(text: str) -> str:
 
 
 def split(pipe: str) -> list[str]:
-    """Cut a pipe at its bars, save those inside quotes or brackets: `["decode", "flip(0.5)"]`.
+    """Cut a pipe at its bars, save those inside quotes or brackets.
+
+    >>> split("decode|random_resized_crop(224, scale=(0.2, 1))|flip")
+    ['decode', 'random_resized_crop(224, scale=(0.2, 1))', 'flip']
 
     Raises:
       ValueError: over 4096 characters, or over 16 brackets in brackets.

@@ -32,7 +32,11 @@ def evaluate(
 
 
 def effective_rank(rows: np.ndarray) -> float:
-    """RankMe of f32[n, D], computed in float64."""
+    """RankMe of f32[n, D], computed in float64.
+
+    >>> round(effective_rank(np.eye(4)), 3), round(effective_rank(np.ones((4, 4))), 3)
+    (4.0, 1.0)
+    """
     values = np.linalg.svd(np.asarray(rows, np.float64), compute_uv=False)
     share = values / (np.sum(values) or 1.0) + EPSILON
     return float(np.exp(-np.sum(share * np.log(share))))

@@ -94,7 +94,11 @@ def ranks(
 
 
 def scores(ranks: np.ndarray, at: Sequence[int] = (1, 2, 5, 10)) -> dict[str, float]:
-    """Mean reciprocal rank, and the share of ranks up to each k of `at`."""
+    """Mean reciprocal rank, and the share of ranks up to each k of `at`.
+
+    >>> scores(np.array([1, 2, 4, 4]), at=(1, 2))
+    {'mrr': 0.5, 'hit@1': 0.25, 'hit@2': 0.5}
+    """
     return {
         "mrr": float(np.mean(1 / ranks)),
         **{f"hit@{k}": float(np.mean(ranks <= k)) for k in at},

@@ -144,7 +144,13 @@ def _rings_and_frequencies(size, dilation, cutoff):
 
 
 def grid(size: int, dilation: int = 1) -> np.ndarray:
-    """f64[k k, 2]: the point (x, y) of each tap, row by row, x to the right and y up."""
+    """f64[k k, 2]: the point (x, y) of each tap, row by row, x to the right and y up.
+
+    >>> grid(3)[:3]
+    array([[-1.,  1.],
+           [ 0.,  1.],
+           [ 1.,  1.]])
+    """
     row, column = np.divmod(np.arange(size * size), size)
     middle = (size - 1) // 2
     return dilation * np.stack([column - middle, middle - row], -1).astype(np.float64)

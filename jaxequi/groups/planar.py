@@ -106,6 +106,13 @@ def dihedral(n: int) -> Group:
 def named(name: str) -> Group:
     """Find a group by its name: `c4`, `d4`, `c8`, ..., or `p4`, `p4m`, `pm`, ...
 
+    >>> named("p4m") == dihedral(4)
+    True
+    >>> named("d4").labels[:2], named("d4").labels[5]
+    (('turn 0', 'turn 90'), 'mirror, turn 90')
+    >>> named("c4").product[1, 3], named("c4").inverse[1]  # indices of elements
+    (np.int32(0), np.int32(3))
+
     Raises:
       ValueError: no such name; the message lists the forms that exist.
     """
@@ -131,6 +138,13 @@ def check_on_grid(group: Group) -> None:
 
 def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
     """Move a picture by one element: mirror left and right, then turn counter-clockwise.
+
+    >>> act(cyclic(4), 1, np.array([[1, 2], [3, 4]]), axes=(0, 1))
+    array([[2, 4],
+           [1, 3]])
+    >>> act(dihedral(4), 4, np.array([[1, 2], [3, 4]]), axes=(0, 1))
+    array([[2, 1],
+           [4, 3]])
 
     Args:
       group: the group.

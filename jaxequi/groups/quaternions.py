@@ -57,12 +57,20 @@ def conjugate(q: Array) -> Array:
 
 
 def relative(q1: Array, q2: Array) -> Array:
-    """The rotation from q1 to q2 in the frame of the body, R1^-1 R2: `[..., 4]`."""
+    """The rotation from q1 to q2 in the frame of the body, R1^-1 R2: `[..., 4]`.
+
+    >>> turned = np.array([0.6, 0.0, 0.0, 0.8])
+    >>> relative(turned, turned).round(6) + 0.0
+    array([0., 0., 0., 1.])
+    """
     return multiply(conjugate(q1), q2)
 
 
 def from_euler_xyz(angles: Array) -> Array:
     """Quaternion of the extrinsic angles x, y, z: R = Rz(z) Ry(y) Rx(x).
+
+    >>> from_euler_xyz(np.array([0.0, 0.0, np.pi])).round(6) + 0.0
+    array([0., 0., 1., 0.])
 
     The product q_z q_y q_x of the half angles. It has w >= 0 where every angle lies in
     [-pi/2, pi/2], which is the sign that `scipy.spatial.transform.Rotation` gives.

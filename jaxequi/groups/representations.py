@@ -29,7 +29,11 @@ that the mirror acts, by -1 or by diag(1, -1)."""
 
 
 def irreps(group: Group) -> tuple[Irrep, ...]:
-    """All irreps of a group over the reals, in the order that everything here uses."""
+    """All irreps of a group over the reals, in the order that everything here uses.
+
+    >>> irreps(planar.cyclic(4)), irreps(planar.dihedral(4))
+    (((0,), (1,), (2,)), ((0, 0), (1, 0), (1, 1), (1, 2), (0, 2)))
+    """
     half = group.rotations // 2
     if not group.mirrors:
         return tuple((k,) for k in range(half + 1))
@@ -142,7 +146,14 @@ def trivial(group: Group) -> Representation:
 
 @functools.lru_cache(maxsize=256)
 def regular(group: Group) -> Representation:
-    """Functions on the group: rho(g) e_h = e_gh."""
+    """Functions on the group: rho(g) e_h = e_gh.
+
+    >>> regular(planar.cyclic(4)).matrices[1].astype(int)
+    array([[0, 0, 0, 1],
+           [1, 0, 0, 0],
+           [0, 1, 0, 0],
+           [0, 0, 1, 0]])
+    """
     found, basis = _on_cosets(group, np.zeros(1, np.int32), 0)
     return Representation(group, "regular", found, basis)
 

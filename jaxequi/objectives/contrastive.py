@@ -17,6 +17,10 @@ from jaxequi.types import Array
 def l2_normalize(x: Array, epsilon: float = 1e-12) -> Array:
     """Divide the rows of f32[..., D] by their length, or by `epsilon` if that is more.
 
+    >>> np.asarray(l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]]))).round(4)
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+
     As torch's `normalize`, its gradient at a row of zeros included, which is finite.
     """
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
@@ -42,6 +46,10 @@ def ntxent(a: Array, b: Array, temperature: float = 0.1) -> Array:
 
     NT-Xent of SimCLR (Chen et al. 2020, eq. 1), both directions; facebookresearch/SIE,
     `src/models.py`, `SimCLR.info_nce_loss`.
+
+    >>> pairs = jnp.eye(4)  # four pairs, each like itself and unlike all others
+    >>> print(f"{ntxent(pairs, pairs, temperature=1.0):.4f}")  # log(1 + 6 exp(-1))
+    1.1654
 
     Args:
       a, b: f32[N, D]; row i of `a` and row i of `b` are partners.

@@ -27,7 +27,11 @@ def _kind(*arrays: Array) -> tuple[Any, ...]:
 
 
 def mean_squared_error(prediction: Array, target: Array) -> Array:
-    """Mean squared difference over all elements of f32[N, K] and f32[N, K]."""
+    """Mean squared difference over all elements of f32[N, K] and f32[N, K].
+
+    >>> float(mean_squared_error(np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])))
+    2.0
+    """
     xp, prediction, target = _kind(prediction, target)
     return xp.mean(xp.square(prediction - target))
 
@@ -63,5 +67,15 @@ def r2(prediction: Array, target: Array) -> Array:
 
 
 def r2_per_column(prediction: Array, target: Array) -> Array:
-    """Coefficient of determination of each column against its own mean: f32[K] of f32[N, K]."""
+    """Coefficient of determination of each column against its own mean: f32[K] of f32[N, K].
+
+    A guess of the means scores 0 in each column, and by `r2` more than that:
+
+    >>> target = np.array([[0.0, 10.0], [2.0, 12.0]])
+    >>> guess = np.array([[1.0, 11.0], [1.0, 11.0]])
+    >>> r2_per_column(guess, target)
+    array([0., 0.])
+    >>> print(f"{r2(guess, target):.3f}")
+    0.962
+    """
     return _explained(prediction, target, 0)
