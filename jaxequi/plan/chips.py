@@ -3,7 +3,7 @@
 Numbers are peaks per device, of data sheets; nothing reaches them all at once. Bytes are bytes,
 G is 10^9, GiB is 2^30.
 
-TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read 2026-11. ICI there is in one
+TPUs: as docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x} state them. ICI there is in one
 direction, all ports of a chip together ("1600 Gbps", v5e; "1200 GBps bidirectional", v5p and 7x).
 A link reaches nine tenths of its part (jax-ml.github.io/scaling-book/tpus: 45 GB/s of v5e's 50).
 GPUs: NVIDIA's data sheets of A100, H100, H200 and B200, SXM, dense.
