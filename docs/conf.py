@@ -10,8 +10,10 @@ import sys
 from typing import ClassVar
 
 from docutils import nodes
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+LOGGER = logging.getLogger(__name__)
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -151,7 +153,10 @@ def mathml(self, node) -> None:
     from latex2mathml.converter import convert
 
     display = "block" if isinstance(node, nodes.math_block) else "inline"
-    self.body.append(convert(node.astext(), display=display))
+    made = convert(node.astext(), display=display)
+    if "<mi>\\" in made or "<mi>&" in made:  # what the converter does not know it leaves as it is
+        LOGGER.warning("no MathML of %s", node.astext(), location=node)
+    self.body.append(made)
     raise nodes.SkipNode
 
 
