@@ -154,7 +154,7 @@ def mathml(self, node) -> None:
 
     display = "block" if isinstance(node, nodes.math_block) else "inline"
     made = convert(node.astext(), display=display)
-    if "<mi>\\" in made or "<mi>&" in made:  # what the converter does not know it leaves as it is
+    if "<mi>\\" in made or "<mi>&</mi>" in made:  # left as it is, for unknown
         LOGGER.warning("no MathML of %s", node.astext(), location=node)
     self.body.append(made)
     raise nodes.SkipNode
