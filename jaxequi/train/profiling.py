@@ -89,11 +89,13 @@ def events(trace: pathlib.Path, instructions: Iterable[str]) -> list[Event]:
     """The instructions that a trace saw run, on any device; on a CPU on any thread of it."""
     known, found = set(instructions), []
     for file in sorted(trace.rglob("*.xplane.pb")):
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        data = jax.profiler.ProfileData.from_file(str(file))
+        for plane in data.planes:
+            on_device = plane.name.startswith("/device:")
             for line in plane.lines:
                 for event in line.events:
                     name = event.name
-                    if name not in known:
+                    if on_device and name not in known:  # a kernel says of which instruction it is
                         name = str(dict(event.stats).get("hlo_op", ""))
                     if name in known:
                         stop = event.start_ns + event.duration_ns
