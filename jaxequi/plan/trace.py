@@ -48,6 +48,7 @@ _LIGHT = {
         "rsqrt",
         "cbrt",
         "square",
+        "one_minus_square",  # of JAX 0.12, in the derivative of tanh
     ),
     *("sin", "cos", "tan", "atan2", "erf", "erf_inv", "erfc", "floor", "ceil", "round", "clamp"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "select_n", "is_finite"),

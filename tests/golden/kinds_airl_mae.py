@@ -295,7 +295,7 @@ class Probe:
 def linear_eval(case: Case) -> None:
     """Steps of a classifier on frozen features in evaluation mode."""
     meta = case.meta
-    net = backbone(meta)
+    net = backbone(meta, jnp.float64)
     state = {k: v for k, v in case.under("param/backbone").items() if not k.startswith("fc")}
     x = [f64(images(case[f"in/x_{i}"])) for i in range(len(case["out/lr_used"]))]
     frozen = f64(variables_of(state, net, x[0], names=table.RESNET))
