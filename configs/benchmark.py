@@ -36,19 +36,19 @@ is right in 25 %. Milliseconds a step are the best of three runs; memory is that
     vicreg              78.9 ± 0.6    78.6 ± 0.6    73.1 ± 0.7    83.1 ± 1.3      38   29    22
     supervised          84.0 ± 0.3    83.9 ± 0.1    77.9 ± 0.5    86.6 ± 0.8      46   15    13
 
-What the papers say, and what is seen here. MoCo v2 is said to be below v2+, BYOL and S-MoCo v2+: *not
-held*, in so few steps it is above them all. LARS trains v2+ and BYOL to more linear accuracy than SGD.
-Weights of LARS brought to the norms of SGD (NormRescale) should be as good under the protocol for
-SGD as they were: *not held*. Linear accuracy by `configs/linear.py:airl` (20 epochs of 256;
-BYOL: seeds 0 and 1):
+What the papers say, and what is seen here. MoCo v2 is said to be below v2+, BYOL and S-MoCo v2+:
+*not held*, in so few steps it is above them all. LARS trains v2+ and BYOL to more linear accuracy
+than SGD. Weights of LARS brought to the norms of SGD (NormRescale) should be as good under the
+protocol for SGD as they were: *not held*. Linear accuracy by `configs/linear.py:airl` (20 epochs of
+256; BYOL: seeds 0 and 1):
 
     v2+   SGD 77.4 ± 0.4, LARS 79.0 ± 0.6, LARS with the norms of SGD 74.3 ± 2.1
     BYOL  SGD 75.6 ± 0.4, LARS 79.1 ± 0.0, LARS with the norms of SGD 75.0 ± 0.2
 
 Soft equivariance (--config.before.pretrain.soft_equivariance.weight=1 and .layer=layer2_0, seed 0)
 helps where images are turned (kNN of SimCLR 22.0 to 26.7, of BYOL 20.6 to 23.0; linear 21.1 to 21.8
-and 19.2 to 22.0), not upright (linear 79.8 to 79.4 and 75.7 to 75.0), and does not make more of which
-side is up (84.4 to 84.3, 82.7 to 82.3).
+and 19.2 to 22.0), not upright (linear 79.8 to 79.4 and 75.7 to 75.0), and does not make more of
+which side is up (84.4 to 84.3, 82.7 to 82.3).
 """
 
 import ml_collections

@@ -10,7 +10,7 @@ agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only tha
 
     config, batch on chips                    estimated   compiled
     mae.py, 256 on 1                           0.03 GiB   0.10 GiB, fits
-    moco.py:v2,paper, 256 on 4                 2.6        5.3, fits (each chip encoded all keys then)
+    moco.py:v2,paper, 256 on 4                 2.6        5.3, fits (each encoded all keys then)
     mae.py:base,paper, 256 on 1               12.9       14.8, fits
     mae.py:base,paper, 1024 on 1              47.8       51.5, out of memory
     sie.py:vicreg,paper, 1024 on 1            58.5       40.5, out of memory
