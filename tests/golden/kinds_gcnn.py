@@ -118,7 +118,8 @@ def conv(case: Case):
         act = planar.act if lifting else planar.act_on_field
         errors = []
         for element in order[1:]:
-            moved, _ = run(act(group, element, x), weights, bias, cotangent)
+            turned = planar.act_on_field(group, element, cotangent)  # a turn may exchange the sides
+            moved, _ = run(act(group, element, x), weights, bias, turned)
             error = np.abs(moved - planar.act_on_field(group, element, np.asarray(y)))
             errors.append((error.mean(), error.max()))
         if case.meta["exact"]:
@@ -154,7 +155,7 @@ def pooling(case: Case):
     if "out/equiv_err_mean" in case:
         errors = [
             np.abs(
-                run(planar.act_on_field(group, r, x), cotangent)[0]
+                run(*(planar.act_on_field(group, r, part) for part in (x, cotangent)))[0]
                 - planar.act_on_field(group, r, np.asarray(y))
             ).mean()
             for r in (1, 2, 3)
