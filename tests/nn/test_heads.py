@@ -38,8 +38,8 @@ def test_a_hypernetwork_starts_as_a_linear_layer_of_the_relation(keys):
 
 
 def test_projector_layers(keys):
-    x = jax.random.normal(next(keys), (8, 5))
-    variables = heads.Projector((7, 6, 3)).init(next(keys), x, True)
+    x, projector = jnp.ones((8, 5)), heads.Projector((7, 6, 3))
+    variables = jax.eval_shape(lambda key: projector.init(key, x, True), next(keys))
     shapes = jax.tree.map(jnp.shape, variables["params"])
     assert shapes == {
         "linear_0": {"kernel": (5, 7), "bias": (7,)},
@@ -53,10 +53,10 @@ def test_projector_layers(keys):
 def test_one_matrix_per_entry_of_the_relation(keys):
     x, z = jax.random.normal(next(keys), (6, 5)), jax.random.normal(next(keys), (6, 4))
     predictor = heads.Hypernetwork()
-    variables = predictor.init(next(keys), x, z)
+    found, variables = jax.jit(predictor.init_with_output)(next(keys), x, z)
     matrices = variables["params"]["hypernetwork_0"]["kernel"].reshape(4, 5, 5)  # [k, out, in]
-    expected = jnp.einsum("bk,koi,bi->bo", z, matrices, x)
-    np.testing.assert_allclose(predictor.apply(variables, x, z), expected, rtol=1e-5, atol=1e-6)
+    expected = np.einsum("bk,koi,bi->bo", z, matrices, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -64,17 +64,17 @@ def test_generated_layers_are_those_of_each_example(keys, deep):
     """Against the weights of every example written out, which the module never does."""
     x, z = jax.random.normal(next(keys), (6, 5)), jax.random.normal(next(keys), (6, 4))
     predictor = heads.Hypernetwork((7,), deep, bias=True, predicted_bias=True, relu=True)
-    variables = predictor.init(next(keys), x, z)
-    params, code = variables["params"], z
+    found, variables = jax.jit(predictor.init_with_output)(next(keys), x, z)
+    params, code = jax.tree.map(np.asarray, variables["params"]), np.asarray(z)
     for i in range(2 * deep):
         layer = params[f"hypernetwork_{i}"]
-        code = jax.nn.relu(code @ layer["kernel"] + layer["bias"])
+        code = np.maximum(code @ layer["kernel"] + layer["bias"], 0)
     last = params[f"hypernetwork_{2 * deep}"]
     flat = code @ last["kernel"] + last["bias"]  # [B, 5 * 7 + 7 + 7 * 5 + 5]
-    first, bias, second, other = jnp.split(flat, np.cumsum([35, 7, 35]), axis=-1)
-    h = jax.nn.relu(jnp.einsum("boi,bi->bo", first.reshape(6, 7, 5), x) + bias)
-    expected = jnp.einsum("boi,bi->bo", second.reshape(6, 5, 7), h) + other
-    np.testing.assert_allclose(predictor.apply(variables, x, z), expected, rtol=1e-4, atol=1e-5)
+    first, bias, second, other = np.split(flat, np.cumsum([35, 7, 35]), axis=-1)
+    h = np.maximum(np.einsum("boi,bi->bo", first.reshape(6, 7, 5), x) + bias, 0)
+    expected = np.einsum("boi,bi->bo", second.reshape(6, 5, 7), h) + other
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_example_keeps_its_axis(keys):
