@@ -279,10 +279,10 @@ def test_a_spoilt_pipe(text, edits, more, times):
                 call()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="torch, up to 5 GB, is an extra: pip '.[torch]'",
-)
+NO_TORCH = importlib.util.find_spec("torch") is None
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch, up to 5 GB, is an extra: pip '.[torch]'")
 @pytest.mark.parametrize("zipped", [True, False])
 @fuzz
 @hypothesis.given(edits=EDITS)

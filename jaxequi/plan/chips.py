@@ -42,7 +42,7 @@ class Chip:
       axes: dimensions of the torus; 0 is a switch that joins all.
       wraps: a torus closes along an axis of a multiple of this length.
       platform: of JAX.
-      library: its name in libtpu.
+      libtpu_name: what libtpu calls it.
       devices: devices of JAX in a chip.
       largest: chips in a pod.
     """
@@ -57,7 +57,7 @@ class Chip:
     wraps: int
     platform: str
     largest: int
-    library: str = ""
+    libtpu_name: str = ""
     devices: int = 1
 
 
@@ -176,7 +176,7 @@ def devices(part: Slice) -> Sequence[Any]:
     """Devices to compile for that are not here.
 
     Raises:
-      ValueError: the library does not know the chip, or the shape is no slice of it.
+      ValueError: libtpu does not know the chip, or the shape is no slice of it.
       ImportError: libtpu is not installed.
     """
     import libtpu  # noqa: F401  # of the `tpu` extra: asked for before JAX looks for it
@@ -185,7 +185,7 @@ def devices(part: Slice) -> Sequence[Any]:
     options = {}
     if part.chips == 1 or (min(part.shape) == 1 and part.chip.axes == 2):
         options["chips_per_host_bounds"] = (*part.shape, 1, 1)[:3]
-    name = f"{part.chip.library}:{'x'.join(map(str, part.shape))}"
+    name = f"{part.chip.libtpu_name}:{'x'.join(map(str, part.shape))}"
     with quiet():
         try:
             found = topologies.get_topology_desc(name, "tpu", **options)

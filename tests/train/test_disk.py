@@ -211,10 +211,10 @@ def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(
-    not pathlib.Path("/proc/self/fd").exists(),
-    reason="only Linux counts open files and memory in /proc",
-)
+NO_PROC = not pathlib.Path("/proc/self/fd").exists()
+
+
+@pytest.mark.skipif(NO_PROC, reason="only Linux counts open files and memory in /proc")
 def test_a_run_does_not_grow(tmp_path):
     """Open files, threads and memory while steps and evaluations go on."""
     steps, every = 300, 10
