@@ -230,11 +230,9 @@ def _start_network(
     config: ml_collections.ConfigDict, network: trained.Trained | None = None
 ) -> trained.Trained | None:
     """Load the checkpoint that a run starts with; what the config leaves open is as there."""
-    if network is not None:
-        pass
-    elif config.init_from:
+    if network is None and config.init_from:
         network = trained.load(config.init_from, config.init_step, config.init_encoder)
-    elif config.cache.on:
+    if network is None and config.cache.on:
         raise Refusal(
             "cache.on=True: features are those of a trained network; give "
             "--config.init_from=FOLDER_OF_A_RUN"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
-
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import benchmark
 from jaxequi import experiment, main
+from jaxequi.data.sources import rotated
 from jaxequi.errors import Refusal
+from jaxequi.evals import knn, rank
 from jaxequi.experiment import before
 from jaxequi.runs import table
 from jaxequi.train import log, loop
 
 JUDGES = ("", "finetune", "turns")
+
+
+def kept(run, name):
+    """Features that a run has kept of a set."""
+    with np.load(run / f"features_{name}.npz") as stored:
+        return dict(stored)
 
 
 def smoke(variant="simclr", **fields):
@@ -76,16 +83,18 @@ def test_of_a_run_with_an_average_either_network_is_judged_before_it_is_there(tm
 def test_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(main, "_report", lambda *run: None)
     assert main.train(smoke(), (), tmp_path) == loop.FINISHED
-    learned = log.read_metrics(tmp_path / "pretrain")[-1]
     final, finetuned, turns = (log.read_metrics(tmp_path / name)[-1] for name in JUDGES)
-    assert finetuned["val/classification/top1"] <= 1
-    sides = json.loads((tmp_path / "turns" / "config.json").read_text())
-    assert sides["protocol"] == "which side is up"
-    assert turns["val/heads/top1/classification-all-linear"] > 0.1  # of four
-    for metric in ("heads/top1/classification-all-linear", "knn_turned/top1"):
-        assert 0 <= final[f"turned/{metric}"] <= 1
-    assert 1 <= final["val/rank/effective_rank"] <= 16
-    assert learned["step"] == final["step"] == 3
+    train, val, turned = (kept(tmp_path, name) for name in ("train", "val", "turned"))
+    again = knn.evaluate({"train": train, "val": turned}, k=5, temperature=0.07)
+    assert final["turned/knn_turned/top1"] == pytest.approx(again["top1"])
+    spread = rank.effective_rank(val["representation"][:, 0])
+    assert final["val/rank/effective_rank"] == pytest.approx(spread)
+    sides = rotated.make({"name": "digits", "split": "test"}, quarters=True, label="turn")
+    labels = [r["label"] for r in sides.read(range(len(sides)), np.zeros((len(sides), 1), int))]
+    shown = kept(tmp_path / "turns", "val")["label"]  # 16 of them, drawn once
+    assert set(shown) <= set(labels) == {0, 1, 2, 3}
+    right = 16 * turns["val/heads/top1/classification-all-linear"]
+    assert right == pytest.approx(round(right))
     joined = table.join([table.read(tmp_path / name) for name in JUDGES])
     rows = {row.protocol: row.values for row in table.rows(joined)}
     assert list(rows) == [
@@ -93,4 +102,5 @@ def test_a_row(tmp_path, monkeypatch):
         "finetune 1percent, 3 steps",
         "which side is up, 3 steps",
     ]
+    assert rows["finetune 1percent, 3 steps"]["top-1"] == [finetuned["val/classification/top1"]]
     assert rows["clean, 3 steps"]["turned kNN"] == [final["turned/knn_turned/top1"]]
