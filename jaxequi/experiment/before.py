@@ -100,9 +100,14 @@ def rehearse(planned: Sequence[Planned], devices: meshes.Devices | None = None) 
         start, from_shapes = one.config.init_from, None
         if start in to_come:
             earlier, state = to_come[start]
-            config = ml_collections.ConfigDict(earlier.config)
-            values = state.params, state.extra, one.config.init_encoder
-            from_shapes = trained.describe(pathlib.Path(start), 0, config, *values)
+            from_shapes = trained.describe(
+                pathlib.Path(start),
+                one.config.init_step or earlier.total_steps,
+                ml_collections.ConfigDict(earlier.config),
+                state.params,
+                state.extra,
+                one.config.init_encoder,
+            )
         job = jobs.build(one.config, one.overridden, from_shapes, devices)
         # What cannot run here cannot be lowered in full either.
         here = devices is None

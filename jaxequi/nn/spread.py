@@ -11,8 +11,10 @@ from jaxequi.types import Array
 def over_devices(batch: Array) -> Array:
     """Keep the examples of a batch split over all devices, as the batch that a step is given.
 
-    XLA sees to it by itself but where rows are picked by number: what it picks it holds as a whole
-    on every device, and so all that is computed of it. Without a mesh nothing is done.
+    XLA sees to it by itself but where rows are picked by number, or passed one by one as a CPU
+    augments them: what it picks it holds as a whole on every device, and so all that is computed of
+    it. Where such rows are mixed with rows that are split, the result is split as well. Without a
+    mesh nothing is done.
 
     Args:
       batch: [B, ...].

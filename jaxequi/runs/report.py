@@ -188,14 +188,16 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
 
         sets = sorted(workdir.glob("features_*.npz"))
-        made |= environments.figures(workdir, {file.stem: _load(file) for file in sets})
-        runs = {name: workdir / name for name in config.get("compare", ())}
-        judged = {}
-        for name, run in {**runs, "this run": workdir}.items():
-            if (file := run / "features_testgt.npz").exists():
-                judged[name] = _load(file)
-        if judged and all({"logits", "latent"} <= set(seen) for seen in judged.values()):
-            shifted = environments.by_shift(judged)
+        features = {file.stem: _load(file) for file in sets}
+        made |= environments.figures(workdir, features)
+        beside = {
+            name: workdir / name / "features_testgt.npz" for name in config.get("compare", ())
+        }
+        judged = {name: _load(file) for name, file in beside.items() if file.exists()}
+        judged["this run"] = features.get("features_testgt", {})
+        known = {name: seen for name, seen in judged.items() if {"logits", "latent"} <= set(seen)}
+        if known:
+            shifted = environments.by_shift(known)
             made["Accuracy by the shift of the context (testgt)"] = ("shift", shifted)
 
     folder = workdir / FIGURES

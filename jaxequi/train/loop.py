@@ -85,6 +85,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
             state, rows = programs.initialise(), []
             told.say(_table(job, state, programs))
         stack.enter_context(peers.watched(INTERRUPTED))
+        stack.callback(profiling.end)
         loop = _Loop(job, workdir, programs, checkpoints, told, interruption, began)
         if not job.total_steps:
             return loop.evaluate_only(state)
@@ -137,7 +138,7 @@ class _Loop:
                 kept = {k: v[:16] for k, v in batch.items() if isinstance(v, np.ndarray)}
                 file = self.workdir / folders.EXAMPLES_FILE
                 folders.save_arrays(file, {**evaluate.about(job), **kept})
-            with self.profile(step, ahead):
+            with self.profile(step, start, ahead):
                 state, scalars = self.programs.train_step(
                     state, meshes.to_global(job.mesh, batch, job.batch_size)
                 )
@@ -183,13 +184,15 @@ class _Loop:
         return FINISHED
 
     @contextlib.contextmanager
-    def profile(self, step: int, ahead: list[PyTree]) -> Iterator[None]:
+    def profile(self, step: int, start: int, ahead: list[PyTree]) -> Iterator[None]:
         """Around each step of `profile_steps`: trace them, and say what the trace shows.
 
         Args:
+          start: the step that the run goes on from; of steps before it there is no trace.
           ahead: what steps under way will give; waited for, so that the trace has whole steps.
         """
         first, last = self.job.profile_steps or (-1, -1)
+        first = max(first, start + 1)
         if not first <= step <= last:
             yield
             return
@@ -204,7 +207,7 @@ class _Loop:
             jax.profiler.stop_trace()
             if jax.process_index() == 0:
                 where = profiling.scopes(self.programs.train_step.as_text())
-                ran = profiling.events(folder, where)
+                ran = profiling.events(profiling.newest(folder), where)
                 said = profiling.summary(ran, where, last - first + 1)
                 (folder / profiling.SUMMARY).write_text(f"{said}\n")
                 self.told.say(said)

@@ -216,8 +216,10 @@ def start_distributed() -> None:
         with peers.on_abort(_ALONE, f"process {mine} of {count} {_WAITED}"):
             jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
     elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
-        lacking = [v for v in _OF_SLURM if v not in env] if _number("SLURM_NTASKS") else []
-        if several and lacking:
+        # By mpirun, too, one starts within an allocation of Slurm.
+        by_slurm = (_number("SLURM_NTASKS") or 1) > 1 and "OMPI_COMM_WORLD_SIZE" not in env
+        lacking = [v for v in _OF_SLURM if v not in env] if by_slurm else []
+        if lacking:
             raise Refusal(
                 f"SLURM_NTASKS={env['SLURM_NTASKS']}, but there is no {', '.join(lacking)}: start "
                 "the command by srun, or unset SLURM_NTASKS for one process"

@@ -18,9 +18,7 @@ from collections.abc import Iterator
 import jax
 
 # What XLA says when another process does not answer: Gloo on CPUs, NCCL, JAX's own service.
-SIGNS = ("gloo", "nccl", "connection", "unavailable", "deadline_exceeded", "heartbeat", "peer")
-
-
+SIGNS = ("gloo", "nccl", "connection", "unavailable", "deadline_exceeded", "heartbeat", "by peer")
 LOST = (
     "another process of this run is lost ({why}). The run goes on from its last checkpoint: start "
     "the same command again, on all of its hosts."
@@ -36,7 +34,8 @@ def watched(code: int) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    with on_abort(code, LOST.format(why="JAX has given up on the other processes")):
+    aborted = "JAX aborted this one; if it does so again at the same step, see the lines above"
+    with on_abort(code, LOST.format(why=aborted)):
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
@@ -66,7 +65,8 @@ def on_abort(code: int, message: str) -> Iterator[None]:
 
 def lost(message: str) -> bool:
     """Whether an error of XLA says that another process is gone."""
-    return any(sign in message.lower() for sign in SIGNS)
+    text = message.lower()
+    return "out of memory" not in text and any(sign in text for sign in SIGNS)
 
 
 def _leave(code: int, message: str) -> None:

@@ -7,7 +7,9 @@ the compiled text says in which scope of the source each one stands.
 from __future__ import annotations
 
 import collections
+import contextlib
 import pathlib
+import platform
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -34,6 +36,12 @@ class Event(NamedTuple):
     device: str
     start: float
     stop: float
+
+
+def end() -> None:
+    """End a trace that a run left in its midst: there is one at a time in a process."""
+    with contextlib.suppress(RuntimeError):  # there is none
+        jax.profiler.stop_trace()
 
 
 def scopes(program: str) -> dict[str, str]:
@@ -85,21 +93,29 @@ def scope(path: str) -> str:
     return f"{name} (backward)" if backward else name
 
 
+def newest(folder: pathlib.Path) -> pathlib.Path:
+    """The file of this host's last trace among those that a folder holds."""
+    files = folder.rglob(f"{platform.node()}.xplane.pb")
+    return max(files, key=lambda file: file.stat().st_mtime)
+
+
 def events(trace: pathlib.Path, instructions: Iterable[str]) -> list[Event]:
-    """The instructions that a trace saw run, on any device; on a CPU on any thread of it."""
+    """The instructions that a trace saw run, on any device; on a CPU on any thread of it.
+
+    They are told by their names: what another program has under the same name counts as well.
+    """
     known, found = set(instructions), []
-    for file in sorted(trace.rglob("*.xplane.pb")):
-        data = jax.profiler.ProfileData.from_file(str(file))
-        for plane in data.planes:
-            on_device = plane.name.startswith("/device:")
-            for line in plane.lines:
-                for event in line.events:
-                    name = event.name
-                    if on_device and name not in known:  # a kernel says of which instruction it is
-                        name = str(dict(event.stats).get("hlo_op", ""))
-                    if name in known:
-                        stop = event.start_ns + event.duration_ns
-                        found.append(Event(name, plane.name, event.start_ns, stop))
+    data = jax.profiler.ProfileData.from_file(str(trace))
+    for plane in data.planes:
+        on_device = plane.name.startswith("/device:")
+        for line in plane.lines:
+            for event in line.events:
+                name = event.name
+                if on_device and name not in known:  # a kernel says of which instruction it is
+                    name = str(dict(event.stats).get("hlo_op", ""))
+                if name in known:
+                    stop = event.start_ns + event.duration_ns
+                    found.append(Event(name, plane.name, event.start_ns, stop))
     return found
 
 
@@ -138,7 +154,7 @@ def summary(ran: Iterable[Event], scope_of: Mapping[str, str], steps: int) -> st
     for device in {event.device for event in ran}:
         spans = [(event.start, event.stop) for event in ran if event.device == device]
         length = max(stop for _, stop in spans) - min(start for start, _ in spans)
-        idle.append(1 - busy(spans) / length)
+        idle.append(1 - busy(spans) / length if length else 0.0)
 
     def lines(times: Mapping[str, float]) -> list[str]:
         longest = sorted(times.items(), key=lambda item: -item[1])[:SHOWN]

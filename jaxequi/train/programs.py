@@ -80,13 +80,11 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
         there, or the network that the run starts with does not fit; nothing has been compiled.
     """
     key = jax.random.key(job.seed)
-    init = _init(job)
-    shapes = jax.eval_shape(init, key)
-    values = lay(job.start, shapes) if job.start else {}
-    shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
+    init, state = _first_state(job)
+    values = lay(job.start, state) if job.start else {}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     platform = job.mesh.devices.flat[0].platform
     draw = drawing.program(init, key, platform, out_shardings=shardings)
-    state = _placed_shapes(shapes, shardings)
     # Shapes first: what is refused is refused before the first state's program compiles.
     traced = _trace(job, state) if job.total_steps else None
     encoders, refit = _encoders(job, state), None
@@ -100,7 +98,7 @@ def lower_job(job: Job, beside: futures.Executor | None = None) -> Programs:
         train_step=traced and traced.lower(),
         encoders=encoders,
         refit=refit,
-        shapes=shapes,
+        shapes=state,
         shardings=shardings,
     )
 
@@ -116,12 +114,12 @@ def trace_step(job: Job) -> tuple[Any, TrainState]:
     """
     if not job.total_steps:
         raise Refusal("this run has no training step: it evaluates a checkpoint")
-    shapes = jax.eval_shape(_init(job), jax.random.key(job.seed))
-    state = _placed_shapes(shapes, meshes.shard_state(job.mesh, shapes, job.sharding_rules))
+    _, state = _first_state(job)
     return _trace(job, state), state
 
 
-def _init(job: Job) -> Callable[[Array], TrainState]:
+def _first_state(job: Job) -> tuple[Callable[[Array], TrainState], TrainState]:
+    """What draws the first state from a key, and its shapes, each with its sharding."""
     given = meshes.placed_shapes(job.mesh, job.shapes())
 
     def init(key: Array) -> TrainState:
@@ -129,13 +127,12 @@ def _init(job: Job) -> Callable[[Array], TrainState]:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), given)
         return initialise(job.method, job.optimizer, key, job.augment(key, zeros))
 
-    return init
-
-
-def _placed_shapes(shapes: PyTree, shardings: PyTree) -> PyTree:
-    return jax.tree.map(
+    shapes = jax.eval_shape(init, jax.random.key(job.seed))
+    shardings = meshes.shard_state(job.mesh, shapes, job.sharding_rules)
+    state = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
     )
+    return init, state
 
 
 def _trace(job: Job, state: PyTree) -> Any:
@@ -187,4 +184,5 @@ def _encoder(job: Job, a_pass: Pass, keep: Sequence[str], state: PyTree) -> Enco
     program = jax.jit(step, out_shardings=meshes.replicated(job.mesh))
     batch = meshes.placed_shapes(job.mesh, a_pass.shapes())
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return Encoder(program.lower(state.params, state.extra, batch, key))
+    with meshes.known(job.mesh):
+        return Encoder(program.lower(state.params, state.extra, batch, key))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxequi.errors import Refusal
+from jaxequi.nn.spread import over_devices
 from jaxequi.train.optim import FROZEN, Optimizer
 from jaxequi.train.state import TrainState
 from jaxequi.types import Array, Batch, Features, Method, Metrics, Output, Progress, PyTree
@@ -86,7 +87,7 @@ def make_train_step(
         augment_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         now, after = (progress(state.step + i, steps_per_epoch, total_steps) for i in (0, 1))
         with jax.named_scope("augment"):
-            batch = augment(augment_key, batch)
+            batch = jax.tree.map(over_devices, augment(augment_key, batch))
         take = accumulated if accumulate > 1 else gradient
         (loss, output), grads = take(state, batch, loss_key, now)
         with jax.named_scope("optimizer"):
@@ -117,7 +118,7 @@ def make_eval_step(
     """
 
     def eval_step(params: PyTree, extra: PyTree, batch: Batch, key: Array) -> Features:
-        seen = augment(key, batch)
+        seen = jax.tree.map(over_devices, augment(key, batch))
         found = {name: value for name, value in seen.items() if name not in ("views", "aug")}
         found |= method.encode(params, extra, seen["views"])
         missing = [name for name in keep if name not in found]

@@ -49,6 +49,8 @@ def test_a_group_is_another_backbone_at_the_side_that_keeps_it_exact(group):
         assert "exact" in job.preflight(job.shapes())
     with pytest.raises(ValueError, match="vision transformers"):
         benchmark.get_config(f"mae,{group}")
+    with pytest.raises(ValueError, match=f"{group}, .*one group at most"):
+        benchmark.get_config(f"byol,{group},{'d8' if group != 'd8' else 'c4'}")
 
 
 def test_one_path_is_that_of_all_sets():

@@ -7,17 +7,14 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
-from configs import moco as moco_config
-from jaxequi import experiment, names
+from jaxequi import names
 from jaxequi.methods import _siamese
 from jaxequi.nn.norm import BatchNorm
-from jaxequi.plan import program
 from jaxequi.train import mesh as meshes
-from jaxequi.train import optim, programs
+from jaxequi.train import optim
 from jaxequi.train.state import initialise
 from jaxequi.train.step import make_train_step
 from jaxequi.types import Progress
@@ -303,16 +300,3 @@ def test_bad_batches():
     params, extra = jax.eval_shape(method.init, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="batch of 16 keys does not fit a queue of 15"):
         jax.eval_shape(method.loss, params, extra, batch, jax.random.key(0), progress(0))
-
-
-def test_shuffled_keys_are_encoded_once_on_whatever_devices():
-    """Rows that are picked by number would be held, and encoded, as a whole by each device."""
-    work = []
-    for shuffle in (False, True):
-        config = moco_config.get_config("v2,smoke")
-        config.batch_size = config.method.queue = 32
-        config.method.shuffle, config.norm.groups = shuffle, 8
-        config.backbone = ml_collections.ConfigDict({"name": "tests.experiment.tiny"})
-        step, _ = programs.trace_step(experiment.build(config))
-        work.append(program.products(step.lower().compile().as_text()))
-    assert work[1] == pytest.approx(work[0], rel=0.01)

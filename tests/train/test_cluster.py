@@ -63,6 +63,13 @@ def test_process_1_waits_until_process_0_listens(alone, monkeypatch):
     assert alone == [(address, 2, 1)]
 
 
+def test_mpirun_within_an_allocation_of_slurm(alone, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
+    mesh.start_distributed()
+    assert alone == [()]
+
+
 def test_one_process_joins_nobody(alone, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
     mesh.start_distributed()

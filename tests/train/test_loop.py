@@ -386,6 +386,15 @@ def test_profile_is_written_and_said_in_words(tmp_path, capsys):
     assert " %  optimizer\n" in said
 
 
+def test_a_profile_that_was_cut_goes_on_with_the_steps_that_are_left(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Interruption, "reached", lambda self, step: step == 2)
+        assert loop.run(job(profile_steps=(2, 4)), tmp_path) == loop.INTERRUPTED
+    assert loop.run(job(profile_steps=(2, 4)), tmp_path) == loop.FINISHED
+    said = (tmp_path / "profile" / "summary.txt").read_text()
+    assert said.startswith("profile of 2 steps; ")  # 3 and 4
+
+
 def test_config_is_written_once(unbroken):
     assert json.loads((unbroken / folders.CONFIG_FILE).read_text())["seed"] == 0
 

@@ -43,10 +43,11 @@ def test_it_leaves_at_once_with_the_code_that_is_resubmitted(body):
     assert "went on" not in done.stdout
 
 
-def test_other_errors_and_other_aborts_are_what_they_are():
+def test_other_errors_and_other_aborts_are_what_they_are(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     done = child("pass\nctypes.CDLL(None).abort()")
     assert done.returncode == -6, done.stderr
-    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: NCCL: Out of memory")
     with pytest.raises(jax.errors.JaxRuntimeError, match="memory"), peers.watched(85):
         raise error
     assert not peers.lost(str(error))

@@ -13,20 +13,20 @@ from jaxequi.data.errors import DataError
 from jaxequi.types import Record, Source
 
 TURN = "turn"  # the label that a turned picture can have in place of its class
+QUARTERS = ("0", "90", "180", "270")
 
 
 class Rotated:
     """Pictures turned counter-clockwise by an angle of their own, black outside."""
 
     def __init__(self, source: Source, seed: int, quarters: bool, label: str):
-        self._source, self._turned = source, label == TURN
-        self.class_names, self.num_views = source.class_names, source.num_views
+        self._source, self._quarters, self._turned = source, quarters, label == TURN
+        self.num_views = source.num_views
+        self.class_names = QUARTERS if self._turned else source.class_names
         draw = np.random.default_rng(seed)
         self.degrees = draw.uniform(0, 360, len(source))
         if quarters:
             self.degrees = self.degrees // 90 * 90
-        if self._turned:
-            self.class_names = ("0", "90", "180", "270")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -40,12 +40,16 @@ class Rotated:
         for row, record in zip(rows, records):
             degrees = float(self.degrees[row])
             record["image"] = [
-                np.asarray(transforms.rotated(decoding.decode(picture), degrees))
-                for picture in record["image"]
+                self._moved(decoding.decode(picture), degrees) for picture in record["image"]
             ]
             if self._turned:
                 record["label"] = int(degrees // 90)
         return records
+
+    def _moved(self, picture: transforms.Picture, degrees: float) -> np.ndarray:
+        if self._quarters:
+            return np.rot90(np.asarray(picture), int(degrees // 90))
+        return np.asarray(transforms.rotated(picture, degrees))
 
 
 def make(
@@ -59,7 +63,7 @@ def make(
     Args:
       source: name and arguments of the other source, `dict(name="folder", root=...)`.
       seed: of the angles.
-      quarters: turn by 0, 90, 180 or 270 degrees, without loss.
+      quarters: turn by 0, 90, 180 or 270 degrees, without loss; unequal sides change places.
       label: "class", or of quarter turns "turn", their number.
 
     Raises:

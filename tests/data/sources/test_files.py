@@ -279,7 +279,7 @@ def test_rotated_turns_each_picture_once_and_for_all(tmp_path):
 
 
 def test_quarter_turns_lose_nothing_and_can_be_the_label(tmp_path):
-    images = np.random.default_rng(0).integers(0, 255, (40, 5, 5, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (40, 5, 7, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 3)
     inner = {"name": "arrays", "path": str(tmp_path / "a.npz")}
     source = rotated.make(inner, quarters=True, label="turn")
