@@ -189,12 +189,7 @@ def resolved(
                     )
                 value = theirs[field]
                 one[field] = value.to_dict() if hasattr(value, "to_dict") else value
-            if one.get("root") is not None:
-                if not isinstance(one.source, ml_collections.ConfigDict):
-                    raise Refusal(f"{name}.root={one.root!r} moves a source given as a dict only")
-                one.source.root = one.root
-            if "root" in one:
-                del one["root"]
+            move_root(name, one)
             if one.get("share") is not None:
                 arguments.check(f"{name}.share", one.share, float)
                 if not 0 < one.share <= 1:
@@ -204,6 +199,20 @@ def resolved(
                 one.source = {"name": "subset", "source": one.source.to_dict(), "stop": one.share}
             if "share" in one:
                 del one["share"]
+
+
+def move_root(name: str, one: ml_collections.ConfigDict) -> None:
+    """Give a set's source the `root` that the set may say in its place.
+
+    Raises:
+      ValueError: the source is a text.
+    """
+    if one.get("root") is not None:
+        if not isinstance(one.source, ml_collections.ConfigDict):
+            raise Refusal(f"{name}.root={one.root!r} moves a source given as a dict only")
+        one.source.root = one.root
+    if "root" in one:
+        del one["root"]
 
 
 def make_source(given: Any) -> Source:

@@ -21,11 +21,13 @@ the compiler's own word. Times are lower bounds at peak rates: they rank, and pr
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,20 +73,22 @@ def main(argv: list[str]) -> int:
     config, assumed = inputs.prepared(given, data)
     for line in assumed:
         print(line, file=sys.stderr)
-    plans = []
-    for part in slices or [chips.here()]:
-        for one in _plans(part, config, overridden):
-            if not _JSON.value:
-                print(one, flush=True)
-            elif isinstance(one, dict):
-                plans.append(one)
+    # Tables as they come, or all of it at the end.
+    say = _nothing if _JSON.value else functools.partial(print, flush=True)
+    plans = [_plan(part, config, overridden, say) for part in slices or [chips.here()]]
     if _JSON.value:
         print(json.dumps({"assumed": assumed, "plans": plans}, indent=2))
     return 0
 
 
-def _plans(part: chips.Slice, config: Any, overridden: Any) -> Any:
-    """Plan on one slice; yield tables as they come, or the whole as one dict."""
+def _nothing(text: str) -> None:
+    del text
+
+
+def _plan(
+    part: chips.Slice, config: Any, overridden: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Plan on one slice, and say so."""
     devices, how = _devices(part)
     began = time.perf_counter()
     step = planning.traced(inputs.job(config, overridden, devices))
@@ -92,22 +96,16 @@ def _plans(part: chips.Slice, config: Any, overridden: Any) -> Any:
     cost = planning.compiled(step) if compiles else planning.estimated(step)
     plan = planning.plan(part, step, cost, how, _PRICE.value)
     plan["seconds_to_plan"] = time.perf_counter() - began
-    if not _JSON.value:
-        yield tables.of_plan(plan)
+    say(tables.of_plan(plan))
     if _EFFECTS.value != "none":
         again = compiles and _EFFECTS.value == "compile"
         measure = planning.compiled if again else planning.estimated
         label = "compiled" if again else "estimated"
         base = plan if label == how else planning.plan(part, step, measure(step), label)
-        rows = {
-            "as configured": base,
-            **planning.effects(config, overridden, part, devices, measure, label),
-        }
-        plan["effects"] = {"how": label, **{k: v for k, v in rows.items() if v is not base}}
-        if not _JSON.value:
-            yield tables.of_effects(rows, label)
-    if _JSON.value:
-        yield plan
+        others = planning.effects(config, overridden, part, devices, measure, label)
+        say(tables.of_effects({"as configured": base, **others}, label))
+        plan["effects"] = {"how": label, **others}
+    return plan
 
 
 def _devices(part: chips.Slice) -> tuple[meshes.Devices, str]:

@@ -15,8 +15,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +35,9 @@ class Chip:
       flops: bf16 operations a second; a TPU multiplies float32 as bfloat16 as well, unless a
         higher precision is asked for.
       flops32: float32 operations a second at JAX's default precision (TF32 on a GPU).
-      memory: bytes that a program can use; of TPUs what the compiler says in "of 15.75G hbm".
+      memory: bytes that a program can use. Of TPUs what the compiler says in "of 15.75G hbm", of
+        GPUs about what the card has, of which JAX takes three quarters unless
+        XLA_PYTHON_CLIENT_MEM_FRACTION says more; of those that are here, what JAX has taken.
       bandwidth: bytes a second of this memory.
       link: bytes a second of one link in one direction, as reached.
       axes: dimensions of the torus; 0 is a switch that joins all.
@@ -157,19 +158,14 @@ def weak(chip: Chip) -> list[Slice]:
     return [Slice(chip, shape) for shape in shapes[chip.axes]]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let libtpu know that it compiles only: it neither asks for a cloud's metadata nor warns."""
-    said = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in said.items():
-        os.environ.setdefault(name, value)
-    yield
+# Told to libtpu, which compiles only: it neither asks for a cloud's metadata nor warns.
+_COMPILES_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def devices(part: Slice) -> Sequence[Any]:
@@ -186,21 +182,26 @@ def devices(part: Slice) -> Sequence[Any]:
     if part.chips == 1 or (min(part.shape) == 1 and part.chip.axes == 2):
         options["chips_per_host_bounds"] = (*part.shape, 1, 1)[:3]
     name = f"{part.chip.libtpu_name}:{'x'.join(map(str, part.shape))}"
-    with quiet():
-        try:
-            found = topologies.get_topology_desc(name, "tpu", **options)
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            nearest = ", ".join(one.name for one in weak(part.chip))
-            raise Refusal(
-                f"--topology={part.name}: the compiler knows no such slice "
-                f"({str(error).splitlines()[0]}). Slices are such as {nearest}"
-            ) from error
+    for variable, value in _COMPILES_ONLY.items():
+        os.environ.setdefault(variable, value)
+    try:
+        found = topologies.get_topology_desc(name, "tpu", **options)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        nearest = ", ".join(one.name for one in weak(part.chip))
+        raise Refusal(
+            f"--topology={part.name}: the compiler knows no such slice "
+            f"({str(error).splitlines()[0]}). Slices are such as {nearest}"
+        ) from error
     return found.devices
+
+
+def _is(chip: Chip, device: Any) -> bool:
+    return re.search(rf"\b{chip.name}\b", device.device_kind.lower()) is not None
 
 
 def local(part: Slice) -> Sequence[Any] | None:
     """Devices of this machine, where it has as many of this chip; else None."""
-    found = [one for one in jax.devices() if part.chip.name in one.device_kind.lower()]
+    found = [one for one in jax.devices() if _is(part.chip, one)]
     return found[: part.devices] if len(found) >= part.devices else None
 
 
@@ -210,10 +211,12 @@ def here() -> Slice:
     Raises:
       ValueError: they are none of the chips that are known.
     """
-    kinds = {one.device_kind.lower() for one in jax.devices()}
+    first, *_ = devices = jax.devices()
     for chip in CHIPS.values():
-        if chip.platform == "gpu" and any(chip.name in kind for kind in kinds):
-            return Slice(chip, (len(jax.devices()),))
+        if chip.platform == "gpu" and _is(chip, first):
+            limit = (first.memory_stats() or {}).get("bytes_limit", chip.memory)
+            return Slice(dataclasses.replace(chip, memory=float(limit)), (len(devices),))
+    kinds = {one.device_kind for one in devices}
     raise Refusal(
         f"say what to plan for, such as --topology=v5e:4x4: this machine has {', '.join(kinds)}. "
         f"There is: {', '.join(CHIPS)}."

@@ -9,11 +9,10 @@ lower bound ranks machines and settings, and is no promise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from jaxequi.plan.chips import GIB, Slice, weak
-from jaxequi.plan.program import Collective, Cost, by_kind
+from jaxequi.plan.program import Collective, Cost
 
 REPEATED = 1.25  # of its share of the arithmetic, from where on a device repeats others' work
 PARTS = {"compute": "arithmetic", "traffic": "memory traffic", "network": "communication"}
@@ -43,14 +42,14 @@ class Roofline:
         return max(PARTS, key=lambda part: getattr(self, part))
 
 
-def roofline(part: Slice, cost: Cost, narrow: float = 1.0) -> Roofline:
+def roofline(part: Slice, cost: Cost, share16: float = 1.0) -> Roofline:
     """Set what a step costs a device against what the device can do.
 
     Args:
-      narrow: share of the arithmetic in bfloat16.
+      share16: of the arithmetic, what is in bfloat16.
     """
     chip = part.chip
-    rate = 1 / (narrow / chip.flops + (1 - narrow) / chip.flops32)
+    rate = 1 / (share16 / chip.flops + (1 - share16) / chip.flops32)
     return Roofline(
         compute=cost.flops / rate,
         traffic=cost.traffic / chip.bandwidth,
@@ -121,19 +120,21 @@ def largest_batch(memory: float, fixed: float, capacity: float, batch: int, devi
       fixed: bytes that any batch takes.
 
     Returns:
-      A multiple of the devices; 0 if none fits.
+      A multiple of the devices, or the batch itself; 0 if none fits.
     """
-    if fixed >= capacity or memory <= fixed:
+    if memory <= fixed:  # as measured, and as estimated: this batch is all that is known
+        return batch if memory <= capacity else 0
+    if fixed >= capacity:
         return 0
     per_device = batch / devices * (capacity - fixed) / (memory - fixed)
     return int(per_device + 1e-9) * devices
 
 
-def scaling(part: Slice, cost: Cost, needed: float, narrow: float) -> list[dict[str, Any]]:
+def scaling(part: Slice, cost: Cost, needed: float, share16: float) -> list[dict[str, Any]]:
     """Step times of 1 to 256 chips at this batch per device."""
     rows: list[dict[str, Any]] = []
     for one in weak(part.chip):
-        times = roofline(one, scaled(cost, needed, part.devices, one.devices), narrow)
+        times = roofline(one, scaled(cost, needed, part.devices, one.devices), share16)
         rows.append(
             {
                 "topology": one.name,
@@ -146,17 +147,13 @@ def scaling(part: Slice, cost: Cost, needed: float, narrow: float) -> list[dict[
     return rows
 
 
-def collectives(found: Sequence[Collective]) -> dict[str, float]:
-    """Bytes by kind."""
-    return dict(by_kind(found))
-
-
 def advice(plan: dict[str, Any]) -> str:
     """One line: what to change first."""
     config, devices = plan["config"], plan["devices"]
     if not plan["fits"]:
         over = -plan["spare_bytes"] / GIB
-        if plan["state_bytes"] > 0.4 * plan["capacity_bytes"]:
+        large = plan["state_bytes"] > 0.4 * plan["capacity_bytes"]
+        if large and devices > 1 and config["mesh"]["fsdp"] == 1:
             todo = "split the state: --config.mesh.fsdp=N --config.sharding=\"(('.*', 'fsdp'),)\""
         elif not config["remat"]:
             todo = "--config.remat=True"

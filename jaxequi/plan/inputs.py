@@ -9,24 +9,28 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from jaxequi import experiment
 from jaxequi.data.errors import DataError
+from jaxequi.data.sources.threedie import LATENTS
 from jaxequi.errors import Refusal
 from jaxequi.experiment import before, sets
 from jaxequi.train import mesh as meshes
 from jaxequi.train.job import Job
 
-# Published sets: examples of the training and of the held-out part, classes, pixels a side.
+# Sets as their authors describe them, by what their folders are called (`_` stands for `-`, `_` or
+# nothing): examples of the training and of the held-out part, classes, pixels a side.
 _PUBLISHED = {
-    "imagenet": (1_281_167, 50_000, 1000, 256),
-    "3diebench": (41_978, 10_494, 55, 256),  # four fifths of 52,472 objects
-    "cifar100": (50_000, 10_000, 100, 32),
-    "cifar10": (50_000, 10_000, 10, 32),
-    "mnist": (60_000, 10_000, 10, 28),
-    "stl10": (5_000, 8_000, 10, 96),
+    "imagenet(_?2012|_?1k)?": (1_281_167, 50_000, 1000, 256),
+    "(3diebench|threedie)": (41_920, 10_552, 55, 256),  # 50 views each
+    "cifar_?100": (50_000, 10_000, 100, 32),
+    "cifar_?10": (50_000, 10_000, 10, 32),
+    "(fashion_?)?mnist": (60_000, 10_000, 10, 28),
+    "stl_?10": (5_000, 8_000, 10, 96),
 }
-_3DIEBENCH = {"num_views": 50, "latents": 7}
+_SHOTS = r"(?<![a-z0-9])imagenet[-_](10|20|50)(?![0-9k])"  # EqInv's folders, of 1000 classes
+_VIEWS = {"num_views": 50, "latents": LATENTS}  # of 3DIEBench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,7 @@ def prepared(
         for name, part in sets.described(config).items():
             if part.source is None:
                 continue
-            if part.get("root") is not None and hasattr(part.source, "to_dict"):
-                part.source.root, part.root = part.root, None
+            sets.move_root(name, part)
             given = part.source
             plain = given.to_dict() if hasattr(given, "to_dict") else given
             found = _available(plain, data, name == "train", said)
@@ -81,6 +84,8 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
             return source
         train_examples = held_out = len(opened)
         classes, size = len(opened.class_names), 256
+        [record] = opened.read([0], np.zeros((1, 1), np.int64))
+        more = {"num_views": opened.num_views, "latents": len(record.get("latent", [[]])[0])}
     except DataError as error:
         facts = _published(source)
         if facts is None and None in dataclasses.astuple(data):
@@ -89,12 +94,12 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
                 "--image_size=PIXELS"
             ) from error
         train_examples, held_out, classes, size = facts or (1, 1, 1, 256)
+        more = _VIEWS if facts == _PUBLISHED["(3diebench|threedie)"] else {}
     classes = data.classes or classes  # a label has the same classes in all sets
     examples = (data.examples or train_examples) if train else held_out
     size = (data.image_size if asked or facts is None else None) or size
     blank = {"name": "blank", "examples": max(examples, classes), "classes": classes, "size": size}
-    if isinstance(source, Mapping) and source.get("name") == "threedie":
-        blank |= _3DIEBENCH
+    blank |= more
     said.append(
         f"{source}: planned as {blank['examples']} pictures of {size}x{size} in {classes} classes"
     )
@@ -103,14 +108,16 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
 
 def _published(source: Any) -> tuple[int, int, int, int] | None:
     """What is known of a set by its name; a subset of so many shots by its folder."""
-    text = re.sub(r"[-_ ]", "", str(source).lower())
-    if "threedie" in text:
-        return _PUBLISHED["3diebench"]
-    shots = re.search(r"imagenet[_-](\d+)\b", str(source).lower())
-    if shots is not None and shots.group(1) != "2012":
-        _, held_out, classes, size = _PUBLISHED["imagenet"]
+    text = str(source).lower()
+    shots = re.search(_SHOTS, text)
+    if shots is not None:
+        _, held_out, classes, size = next(iter(_PUBLISHED.values()))
         return int(shots.group(1)) * classes, held_out, classes, size
-    return next((facts for name, facts in _PUBLISHED.items() if name in text), None)
+    for name, facts in _PUBLISHED.items():
+        pattern = name.replace("_", "[-_]")
+        if re.search(rf"(?<![a-z0-9])(?<!tiny[-_]){pattern}(?![-_]?[0-9])", text):
+            return facts
+    return None
 
 
 def job(

@@ -45,12 +45,12 @@ class Step:
     @property
     def needed(self) -> float:
         """Operations of the products of a step."""
-        return self.found.flops + self.found.flops32
+        return self.found.flops16 + self.found.flops32
 
     @property
-    def narrow(self) -> float:
+    def share16(self) -> float:
         """Their share in bfloat16."""
-        return self.found.flops / self.needed if self.needed else 1.0
+        return self.found.flops16 / self.needed if self.needed else 1.0
 
     @property
     def devices(self) -> int:
@@ -65,21 +65,37 @@ def traced(job: Job) -> Step:
       ValueError: see `programs.trace_step`.
     """
     step, state = programs.trace_step(job)
-    shapes = dict(job.shapes())
-    own = {leaf.shape for leaf in jax.tree.leaves(state.params)}
-    leaves = jax.tree.leaves(shapes)
-    sizes = [
-        (math.prod(leaf.shape) * leaf.dtype.itemsize, leaf.sharding.is_fully_replicated)
-        for leaf in jax.tree.leaves(state.params)
-    ]
+    batch = jax.tree.leaves(meshes.placed_shapes(job.mesh, job.shapes()))
+    parameters = jax.tree.leaves(state.params)
+    own = {leaf.shape for leaf in parameters}
+    whole, split = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in parameters if _is_whole(leaf) is kind)
+        for kind in (True, False)
+    )
+    at_once = job.batch_size // job.accumulate
     return Step(
         job=job,
         traced=step,
-        found=trace.measure(step.jaxpr, job.batch_size, len(leaves), own),
-        state=trace.state_bytes(state),
-        parameters=float(sum(size for size, whole in sizes if whole)),
-        split=float(sum(size for size, whole in sizes if not whole)),
-        batch=sum(math.prod(s.shape) * s.dtype.itemsize for s in leaves) / job.mesh.size,
+        found=trace.measure(step.jaxpr, at_once, len(batch), own),
+        state=_on_a_device(state),
+        parameters=float(whole),
+        split=float(split),
+        batch=_on_a_device(batch),
+    )
+
+
+def _is_whole(leaf: jax.ShapeDtypeStruct) -> bool:
+    return bool(leaf.sharding.is_fully_replicated)
+
+
+def _on_a_device(tree: Any) -> float:
+    """Bytes of a tree on one device: shapes with their shardings."""
+    leaves = jax.tree.leaves(tree)
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * getattr(leaf.dtype, "itemsize", 4)
+            for leaf in leaves
+        )
     )
 
 
@@ -102,7 +118,7 @@ def estimated(step: Step) -> Cost:
 def compiled(step: Step) -> Cost | program.OutOfMemory:
     """What a step costs a device, as the compiler has it, or the compiler's refusal."""
     try:
-        return program.cost(step.traced.lower().compile())
+        return program.cost(step.traced.lower().compile(), step.needed / step.devices)
     except jax.errors.JaxRuntimeError as error:
         verdict = program.out_of_memory(str(error))
         if verdict is None:
@@ -137,8 +153,8 @@ def plan(
         cost = dataclasses.replace(guess, memory=max(cost.used, guess.state))
     fits = verdict is None and cost.memory <= capacity
     fixed = step.state + step.found.whole
-    times = estimate.roofline(part, cost, step.narrow)
-    hours = times.lower * job.total_steps * part.chips / HOUR
+    times = estimate.roofline(part, cost, step.share16)
+    hours = times.lower * job.total_steps / HOUR
     found: dict[str, Any] = {
         "topology": part.name,
         "chips": part.chips,
@@ -161,17 +177,17 @@ def plan(
         "flops_needed": step.needed / n,
         "repeated": estimate.repeated(cost, step.needed, n) if how == "compiled" else 1.0,
         "traffic_bytes": cost.traffic,
-        "collective_bytes": estimate.collectives(cost.collectives),
+        "collective_bytes": program.by_kind(cost.collectives),
         "seconds": dataclasses.asdict(times),
         "step_seconds": times.lower,
         "step_seconds_without_overlap": times.upper,
         "bound": times.bound,
         "examples_per_second": job.batch_size / times.lower,
         "steps": job.total_steps,
-        "hours": times.lower * job.total_steps / HOUR,
-        "chip_hours": hours,
-        "cost": None if price is None else price * hours,
-        "scaling": estimate.scaling(part, cost, step.needed, step.narrow),
+        "hours": hours,
+        "chip_hours": hours * part.chips,
+        "cost": None if price is None else price * hours * part.chips,
+        "scaling": estimate.scaling(part, cost, step.needed, step.share16),
     }
     found["advice"] = estimate.advice(found)
     return found

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,20 +102,19 @@ class OutOfMemory:
     capacity: float
 
 
-def cost(compiled: Any) -> Cost:
-    """Read a compiled program's costs: `jax.stages.Compiled`."""
+def cost(compiled: Any, of_libraries: float = 0.0) -> Cost:
+    """Read a compiled program's costs: `jax.stages.Compiled`.
+
+    Args:
+      of_libraries: operations to believe in on a GPU, where libraries multiply behind calls.
+    """
     stats = compiled.memory_analysis()
     code = stats.generated_code_size_in_bytes
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes  # outputs that replace no argument
     held = stats.argument_size_in_bytes + new + stats.temp_size_in_bytes
-    found = compiled.cost_analysis()
-    # A program of several partitions has been a list of one.
-    analysis = (found[0] if isinstance(found, list) else found) or {}
     text = compiled.as_text()
-    # A GPU's products are calls of libraries, which only the compiler can count.
-    flops = float(analysis.get("flops", math.nan)) if "__cu" in text else products(text)
     return Cost(
-        flops=flops,
+        flops=of_libraries if "__cu" in text else products(text),
         traffic=traffic(text),
         state=float(stats.argument_size_in_bytes),
         temporary=float(stats.temp_size_in_bytes),
@@ -148,10 +147,10 @@ def collectives(text: str) -> list[Collective]:
     Args:
       text: HLO of one device, as `Compiled.as_text` gives it.
     """
-    program = _Program(text)
+    program = _read(text)
     total: dict[tuple[str, int], tuple[float, int]] = {}
     seen = set()
-    for one, times in program.run():
+    for one, times, inside in program.run():
         kind = one.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
@@ -159,7 +158,7 @@ def collectives(text: str) -> list[Collective]:
         channel = re.search(r"channel_id=(\d+)", one.text)
         if channel is not None:
             key = (kind, channel.group(1), one.result)
-            if key in seen and one.within_fusion:
+            if key in seen and inside:
                 continue
             seen.add(key)
         size = _group(one.text)
@@ -185,10 +184,10 @@ def traffic(text: str) -> float:
     TPU's vector memory). Operands of which only a slice is read are counted as that slice where the
     fusion says so.
     """
-    program = _Program(text)
+    program = _read(text)
     total = 0.0
-    for one, times in program.run():
-        if one.opcode in FREE or one.within_fusion:
+    for one, times, inside in program.run():
+        if one.opcode in FREE or inside:
             continue
         if one.opcode in ("while", "conditional", "call", "async-start"):
             continue  # what they run is counted
@@ -201,10 +200,10 @@ def products(text: str) -> float:
 
     Zeros that a dilation puts in are not counted, nor is what a library does behind a call.
     """
-    program = _Program(text)
+    program = _read(text)
     return sum(
         times * program.product(one)
-        for one, times in program.run()
+        for one, times, _ in program.run()
         if one.opcode in ("convolution", "dot")
     )
 
@@ -224,7 +223,6 @@ class _Instruction:
     operands: str  # text within its brackets
     text: str
     root: bool
-    within_fusion: bool = False
 
 
 class _Program:
@@ -249,19 +247,22 @@ class _Program:
                     current.append(one)
                     self._by_name[one.name] = one.result
 
-    def run(self) -> Iterator[tuple[_Instruction, int]]:
-        """Every instruction that is run, with how often; those inside fusions are marked."""
+    def run(self) -> Iterator[tuple[_Instruction, int, bool]]:
+        """Every instruction that is run, how often, and whether inside a fusion.
+
+        Of a conditional it is the last branch, as in `trace`: true, or what else there is.
+        """
         yield from self._run(self.entry, 1, False)
 
-    def _run(self, name: str, times: int, inside: bool) -> Iterator[tuple[_Instruction, int]]:
+    def _run(self, name: str, times: int, inside: bool) -> Iterator[tuple[_Instruction, int, bool]]:
         for one in self.computations.get(name, ()):
-            yield (dataclasses.replace(one, within_fusion=True) if inside else one), times
+            yield one, times, inside
             called = _CALLED.findall(one.text)
             if one.opcode == "while":
                 for inner in called:
                     yield from self._run(inner, times * self.trips(one), inside)
             elif one.opcode == "conditional":
-                for inner in _branches(one.text)[:1]:
+                for inner in _branches(one.text)[-1:]:
                     yield from self._run(inner, times, inside)
             elif one.opcode == "fusion":
                 for inner in called:
@@ -375,6 +376,12 @@ class _Program:
         return float(sum(s.bytes for s in _shapes(self._by_name.get(names[1], ""))))
 
 
+@functools.lru_cache(maxsize=1)
+def _read(text: str) -> _Program:
+    """Read once what may be many megabytes."""
+    return _Program(text)
+
+
 _WINDOW = (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
 
 
@@ -448,10 +455,11 @@ def _shapes(text: str) -> list[_Shape]:
 
 
 def _branches(text: str) -> list[str]:
+    """Computations of a conditional in JAX's order, in which false comes before true."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", text)
     if listed is not None:
         return re.findall(r"%?([\w.\-]+)", listed.group(1))
-    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", text)
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", text)[::-1]
 
 
 def _group(text: str) -> int:
@@ -469,7 +477,7 @@ def _group(text: str) -> int:
     return 2 if "source_target_pairs=" in text else 1
 
 
-def by_kind(found: Sequence[Collective]) -> Mapping[str, float]:
+def by_kind(found: Sequence[Collective]) -> dict[str, float]:
     """Bytes of each kind of collective."""
     total: dict[str, float] = {}
     for one in found:

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxequi.plan.chips import GIB
 from jaxequi.plan.estimate import PARTS
+from jaxequi.train.log import size
 
 
 def of_plan(plan: Mapping[str, Any]) -> str:
     """A plan's table, its scaling and its advice."""
     config = plan["config"]
-    fits = "fits" if plan["fits"] else "does NOT fit"
+    fits = _verdict(plan["fits"], plan["how"])
     word = "spare" if plan["fits"] else "too much"
     seconds = plan["seconds"]
     parts = ", ".join(f"{word} {_time(seconds[part])}" for part, word in PARTS.items())
     collectives = plan["collective_bytes"]
-    told = ", ".join(f"{kind} {_bytes(size)}" for kind, size in collectives.items()) or "none"
+    told = ", ".join(f"{kind} {size(moved, 2)}" for kind, moved in collectives.items()) or "none"
     repeated = plan["repeated"]
     again = f", {repeated:.2f} times its share" if repeated > 1.05 else ""
     rows = [
-        ("memory", f"{fits}: {_gib(plan['memory_bytes'])} of {_gib(plan['capacity_bytes'])} on a "
-                   f"device, {_gib(abs(plan['spare_bytes']))} {word}; state "
-                   f"{_gib(plan['state_bytes'])}"),
+        ("memory", f"{fits}: {size(plan['memory_bytes'], 2)} of "
+                   f"{size(plan['capacity_bytes'], 2)} on a device, "
+                   f"{size(abs(plan['spare_bytes']), 2)} {word}; "
+                   f"state {size(plan['state_bytes'], 2)}"),
         ("largest batch", f"about {plan['largest_batch']}" if plan["largest_batch"] else "none"),
         ("arithmetic", f"{plan['flops'] / 1e12:.3g} TFLOP a device{again}"),
-        ("memory traffic", f"{_bytes(plan['traffic_bytes'])} a device"),
+        ("memory traffic", f"{size(plan['traffic_bytes'], 2)} a device"),
         ("communication", f"{told} a device"),
         ("step", f"{_time(plan['step_seconds'])} or more ({parts}; "
                  f"{_time(plan['step_seconds_without_overlap'])} without overlap), bound by "
@@ -65,7 +66,8 @@ def of_effects(rows: Mapping[str, Mapping[str, Any]], how: str) -> str:
     lines = [
         (
             name,
-            f"{_gib(one['memory_bytes'])}{'' if one['fits'] else ' (does NOT fit)'}, batch up to "
+            f"{size(one['memory_bytes'], 2)}"
+            f"{'' if one['fits'] else f' ({_verdict(False, how)})'}, batch up to "
             f"about {one['largest_batch']}, step {_time(one['step_seconds'])} or more, "
             f"{PARTS[one['bound']]}",
         )
@@ -79,15 +81,11 @@ def _lined(rows: Sequence[tuple[str, str]], indent: int = 2) -> list[str]:
     return [f"{'':{indent}}{name:<{width}}  {text}" for name, text in rows]
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
-
-
-def _bytes(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} B"
+def _verdict(fits: bool, how: str) -> str:
+    """What the compiler says, or what it would say by an estimate."""
+    if how == "estimated":
+        return "would fit" if fits else "would NOT fit"
+    return "fits" if fits else "does NOT fit"
 
 
 def _time(seconds: float) -> str:

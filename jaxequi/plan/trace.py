@@ -5,7 +5,7 @@ a model of fusion: products, reductions, gathers, sorts and loops read and write
 memory; what is computed element by element in between is computed where it is used, and lies
 nowhere. What scales with the batch is split over the devices, the rest is on each.
 
-Against the compiler for v5e, 15.75 GiB (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); all six verdicts
+Against the compiler for v5e, 15.75 GiB (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); all verdicts
 agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only that one knows:
 
     config, batch on chips                    estimated   compiled
@@ -16,8 +16,8 @@ agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only tha
     sie.py:vicreg,paper, 1024 on 1            58.5       40.5, out of memory
     supervised.py:resnet50,paper, 2048 on 1   59.1       51.9, out of memory
 
-Arithmetic of the MAE is 14.9 and 16.4 TFLOP, its traffic 162 and 162 GB; of ResNets' traffic the
-estimate is about twice the compiler's.
+Arithmetic of the MAE in batches of 256 is 14.9 and 16.4 TFLOP, its traffic 162 and 162 GB; of
+ResNets' traffic the estimate is about twice the compiler's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core
 
@@ -76,14 +75,14 @@ class Traced:
     """A step of the global batch, as its trace tells it.
 
     Attributes:
-      flops: of products with bfloat16 operands (or fewer bits), and of those with more.
-      flops32: the latter.
+      flops16: operations of products whose operands have 16 bits or fewer.
+      flops32: of the other products.
       split, whole: bytes at the fullest moment that scale with the batch, and that do not, without
         the state.
       traffic_split, traffic_whole: bytes read and written, likewise.
     """
 
-    flops: float
+    flops16: float
     flops32: float
     split: float
     whole: float
@@ -96,7 +95,7 @@ def measure(jaxpr: Any, batch_size: int, batch_leaves: int, own_shapes: set[tupl
 
     Args:
       jaxpr: closed; its last `batch_leaves` arguments are the batch, the others the state.
-      batch_size: examples in a step.
+      batch_size: examples that pass the network at once; a batch of several such parts scales too.
       own_shapes: shapes of the parameters: a gradient has one of them and does not scale with the
         batch, even if a dimension happens to be as large.
     """
@@ -130,7 +129,6 @@ class _Walk:
         self._time = 0
         self._flops = [0.0, 0.0]
         self._traffic = [0.0, 0.0]
-        self._inner = [0.0, 0.0]
 
     def new(self, aval: Any, batch: bool) -> _Value:
         shape = tuple(getattr(aval, "shape", ()))
@@ -141,9 +139,6 @@ class _Walk:
         self._values.append(one)
         return one
 
-    def _literal(self, aval: Any) -> _Value:
-        return self.new(aval, False)
-
     def inline(self, jaxpr: Any, arguments: Sequence[_Value], times: float) -> list[_Value]:
         """Walk through a program on given values; what it returns."""
         env: dict[Any, _Value] = dict(zip(jaxpr.invars, arguments))
@@ -151,7 +146,7 @@ class _Walk:
             env[var] = self.new(var.aval, False)
 
         def get(v: Any) -> _Value:
-            return self._literal(v.aval) if isinstance(v, core.Literal) else env[v]
+            return self.new(v.aval, False) if isinstance(v, core.Literal) else env[v]
 
         for eqn in jaxpr.eqns:
             outs = self._equation(eqn, [get(v) for v in eqn.invars], times)
@@ -178,7 +173,7 @@ class _Walk:
             )
         if name == "cond":
             self.read(given[:1], times)
-            last = params["branches"][-1]
+            last = params["branches"][-1]  # true of a `cond`, the default of `platform_dependent`
             return self.inline(last.jaxpr, given[1:], times)
         inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
         if inner is not None:
@@ -207,12 +202,9 @@ class _Walk:
         self.read(given, times)
         inner = body.jaxpr
         batch = any(one.batch for one in given)
-        start = len(self._values)
         arguments = [self.new(v.aval, batch) for v in inner.invars]
         results = self.inline(inner, arguments, inside)
         self.read(results, inside)
-        for one in self._values[start:]:
-            one.died = max(one.died, one.born)
         self._time += 1
         return [self.new(v.aval, batch) for v in eqn.outvars]
 
@@ -228,7 +220,7 @@ class _Walk:
         live = change.cumsum(1)
         moment = int(live.sum(0).argmax())
         return Traced(
-            flops=self._flops[0],
+            flops16=self._flops[0],
             flops32=self._flops[1],
             split=float(live[1, moment]),
             whole=float(live[0, moment]),
@@ -269,13 +261,4 @@ def _product_flops(eqn: Any) -> float:
             params["lhs_dilation"][axis],
             params["rhs_dilation"][axis],
         )
-    return total
-
-
-def state_bytes(state: Any) -> float:
-    """Bytes of a state on one device: shapes with their shardings."""
-    total = 0.0
-    for leaf in jax.tree.leaves(state):
-        size = getattr(leaf.dtype, "itemsize", 4)
-        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
     return total

@@ -224,11 +224,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
-def size(count: float) -> str:
-    """`1536` -> `1.5 KiB`."""
+def size(count: float, digits: int = 1) -> str:
+    """`1536` -> `1.5 KiB`, with so many digits behind the point."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.{digits}f} {unit}"
         count /= 1024
     raise AssertionError
 

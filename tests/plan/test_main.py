@@ -72,7 +72,7 @@ def test_tables_say_it_in_words(capsys):
     assert plan.main(["plan", *words]) == 0
     text = capsys.readouterr().out
     for word in (
-        "fits:",
+        "would fit:",
         "largest batch",
         "examples/s",
         "chip-hours, costs",

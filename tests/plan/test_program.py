@@ -158,12 +158,36 @@ def test_a_real_program_on_eight_devices():
 
     w = jax.ShapeDtypeStruct((32, 48), jnp.float32, sharding=whole)
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole)).lower(w, x).compile()
-    cost = program.cost(compiled)
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole)).lower(w, x)
+    cost = program.cost(lowered.compile())
     [reduce] = cost.collectives
     assert (reduce.kind, reduce.group) == ("all-reduce", 8)
     assert reduce.bytes == (32 * 48 + 1) * 4  # the gradient, and the loss
     assert cost.state == (32 * 48 + 8 * 32) * 4
-    if "dot(" in compiled.as_text():
-        assert cost.flops == 2 * 2 * 8 * 32 * 48  # x @ w, and its gradient for w
+    assert cost.flops == 2 * 2 * 8 * 32 * 48  # x @ w, and its gradient for w
     assert cost.traffic >= (2 * 32 * 48 + 8 * 32) * 4
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "conditional(%p, %x, %x), true_computation=%more, false_computation=%less",
+        "conditional(%i, %x, %x), branch_computations={%less, %more}",
+    ],
+)
+def test_of_a_conditional_the_last_branch_of_jax_counts(spelled):
+    square = "f32[16,16]"
+    text = "".join(
+        f"%{name} (a.{name}: {square}) -> {square} {{\n"
+        f"  %a.{name} = {square} parameter(0)\n"
+        f"  ROOT %y.{name} = {square} {product}\n}}\n"
+        for name, product in (
+            ("less", "negate(%a.less)"),
+            ("more", "dot(%a.more, %a.more), lhs_contracting_dims={1}, rhs_contracting_dims={0}"),
+        )
+    )
+    text += (
+        f"ENTRY %main (x: {square}) -> {square} {{\n  %x = {square} parameter(0)\n"
+        f"  ROOT %y = {square} {spelled}\n}}\n"
+    )
+    assert program.products(text) == 2 * 16**3

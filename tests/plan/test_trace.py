@@ -20,7 +20,7 @@ def test_a_linear_layer_and_its_gradient():
         return w - jax.grad(lambda w: jnp.square(jnp.tanh(x @ w)).sum())(w)
 
     found = measured(step, ((IN, OUT), jnp.float32), ((BATCH, IN), jnp.float32))
-    assert found.flops == 0
+    assert found.flops16 == 0
     assert found.flops32 == 2 * (2 * BATCH * IN * OUT)  # x @ w, and its gradient for w
     # At the fullest: the batch and the product, and nothing that is computed of it in passing.
     assert found.split == (BATCH * IN + BATCH * OUT) * 4
@@ -32,7 +32,7 @@ def test_bfloat16_is_told_apart():
         return (x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).sum()
 
     found = measured(step, ((IN, OUT), jnp.float32), ((BATCH, IN), jnp.float32))
-    assert (found.flops, found.flops32) == (2 * BATCH * IN * OUT, 0)
+    assert (found.flops16, found.flops32) == (2 * BATCH * IN * OUT, 0)
 
 
 def test_loops_count_as_often_as_they_run():
@@ -76,3 +76,19 @@ def test_remat_computes_again_and_keeps_less():
     again = measured(lambda w, x: step(w, x, True), *arguments)
     assert again.flops32 > plain.flops32
     assert again.split < plain.split
+
+
+def test_parts_of_a_batch_scale_with_it():
+    """As an accumulated gradient takes them, one after the other."""
+
+    width = 20
+
+    def step(w, x):
+        parts = x.reshape(2, -1, width)
+        return jax.lax.scan(lambda total, part: (total + (part @ w).sum(), None), 0.0, parts)[0]
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((width, OUT), (BATCH, width))]
+    jaxpr = jax.make_jaxpr(step)(*shapes)
+    parts, whole = (trace.measure(jaxpr, size, 1, {(width, OUT)}) for size in (BATCH // 2, BATCH))
+    assert parts.split >= whole.split + BATCH // 2 * OUT * 4
+    assert parts.flops32 == whole.flops32 == 2 * BATCH * width * OUT

@@ -1,4 +1,4 @@
-"""Black pictures: a data set as far as shapes tell it, for plans and for timing without data."""
+"""Black pictures: a data set as far as shapes tell it, for plans without data."""
 
 from __future__ import annotations
 
