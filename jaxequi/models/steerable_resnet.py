@@ -31,11 +31,12 @@ from jaxequi.nn.steerable import RegularConv
 from jaxequi.types import Array
 
 DEPTHS: dict[int, tuple[tuple[int, ...], type[BasicBlock]]] = {
+    10: ((1, 1, 1, 1), BasicBlock),
     18: ((2, 2, 2, 2), BasicBlock),
     50: ((3, 4, 6, 3), Bottleneck),
     101: ((3, 4, 23, 3), Bottleneck),
 }
-"""Blocks of the stages, and their kind."""
+"""Blocks of the stages, and their kind; 10, for small experiments, is not in the reference."""
 
 STEP = 32
 """Product of the strides: exact sides are one more than its multiples."""
@@ -145,6 +146,7 @@ def fitted(x: Array) -> Array:
 
 
 WIDTHS = {
+    10: {"c1": 78},
     18: {"c1": 78, "d1": 55, "c4": 39, "d4": 28, "c8": 28, "d8": 20},
     50: {"c1": 70, "d1": 50, "c4": 35, "d4": 25, "c8": 25},
     101: {"c1": 70, "d1": 50, "c4": 35, "d4": 25, "c8": 25},
