@@ -17,7 +17,7 @@ max-pool on crops of 32 pixels, batch 256, 400 epochs, a search every 50; stored
 `python -m jaxequi.prepare.tfds`); `vipriors` is stage 1 of EqInv on class folders of ImageNet, for
 which no numbers are published: those of STL-10, on crops of 224 pixels; `smoke` takes seconds.
 
-Theirs takes BatchNorm of each of two devices: --config.norm.groups=2 (not with mixtures).
+Theirs takes BatchNorm of each of two devices: --config.norm.groups=2.
 
 Published, STL-10, linear evaluation after 400 epochs: IP-IRM 84.44 %, with mixtures 88.26 %.
 Measured, the embedded default (two busy CPU cores, five minutes, 2026-11-27, seed 0), kNN top-1

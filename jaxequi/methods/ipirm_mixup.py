@@ -97,7 +97,7 @@ def make(
         yet found. On a CPU XLA is slow in loops, five times here; without it, all pass always.
 
     Raises:
-      ValueError: as `ipirm.make`; while tracing, norms with groups.
+      ValueError: as `ipirm.make`.
     """
     _ipirm.check(
         examples,

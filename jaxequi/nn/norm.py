@@ -221,17 +221,15 @@ def by_segment(segment: Array, segments: int) -> Iterator[None]:
     """Inside, every `BatchNorm` in training normalises each segment by its own statistics.
 
     As if the segments passed one after the other: a network sees parts of any sizes, which are not
-    known when it is compiled, in one pass of a whole batch. Running statistics follow each segment
-    in turn that has two examples or more; what smaller ones give is to be left out.
+    known when it is compiled, in one pass of a whole batch. A norm with groups G cuts each segment
+    of n examples into parts of ceil(n / G), as torch's `DataParallel` scatters it. Running
+    statistics follow the first part of each segment in turn, if it has two examples or more; what
+    smaller ones give is to be left out.
 
     Args:
       segment: i32[B], of each example.
       segments: how many there are.
-
-    Raises:
-      ValueError: while tracing, norms with groups of their own.
     """
-    hot = (segment == jnp.arange(segments)[:, None]).astype(jnp.float32)
 
     def normalise(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -240,19 +238,26 @@ def by_segment(segment: Array, segments: int) -> Iterator[None]:
         x, evaluate = (*args, kwargs.get("use_running_average"))[:2]
         if nn.merge_param("use_running_average", module.use_running_average, evaluate):
             return next_function(*args, **kwargs)
-        if module.groups != 1:
-            raise Refusal(
-                f"norm.groups={module.groups}: this method normalises parts of a batch by their "
-                "own statistics, which cannot be grouped once more; set norm.groups=1"
-            )
-        return _normalise_segments(module, x, segment, hot)
+        part = _part(segment, segments, module.groups)
+        return _normalise_parts(module, x, part, segments * module.groups)
 
     with nn.intercept_methods(normalise):
         yield
 
 
-def _normalise_segments(module: BatchNorm, x: Array, segment: Array, hot: Array) -> Array:
+def _part(segment: Array, segments: int, groups: int) -> Array:
+    """Number the parts of all segments, `groups` of each: i32[B]."""
+    if groups == 1:
+        return segment
+    hot = (segment == jnp.arange(segments)[:, None]).astype(jnp.int32)
+    place = jnp.sum(hot * jnp.cumsum(hot, axis=1), axis=0) - 1
+    size = -(-jnp.sum(hot, axis=1) // groups)
+    return segment * groups + place // size[segment]
+
+
+def _normalise_parts(module: BatchNorm, x: Array, part: Array, parts: int) -> Array:
     batch, fields = len(x), x.shape[-1] // module.field_size
+    hot = (part == jnp.arange(parts)[:, None]).astype(jnp.float32)
     members = jnp.sum(hot, axis=1, keepdims=True)
     share = hot / jnp.maximum(members, 1)
 
@@ -261,7 +266,7 @@ def _normalise_segments(module: BatchNorm, x: Array, segment: Array, hot: Array)
 
     means, variances = moments(x, batch, module.field_size)  # of each example
     mean = mean_of(means)
-    var = mean_of(variances + jnp.square(means - mean[segment]))
+    var = mean_of(variances + jnp.square(means - mean[part]))
     scale, bias = jnp.ones(fields), jnp.zeros(fields)
     if module.affine:
         scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
@@ -270,13 +275,14 @@ def _normalise_segments(module: BatchNorm, x: Array, segment: Array, hot: Array)
     running: dict[str, Any] = {
         name: module.get_variable("batch_stats", name) for name in ("mean", "var")
     }
-    for i, found in enumerate(zip(mean, var * correction, strict=True)):
+    unbiased = var * correction
+    for i in range(0, parts, module.groups):
         take = jnp.where(members[i] > 1, module.momentum, 0.0)
-        for name, value in zip(running, found, strict=True):
+        for name, value in zip(running, (mean[i], unbiased[i]), strict=True):
             running[name] = (1 - take) * running[name] + take * value
     for name, value in running.items():
         module.put_variable("batch_stats", name, value)
-    return normalize(x, mean[segment], var[segment], scale, bias, module.epsilon)
+    return normalize(x, mean[part], var[part], scale, bias, module.epsilon)
 
 
 class InnerBatchNorm(nn.Module):

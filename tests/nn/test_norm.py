@@ -169,12 +169,17 @@ def test_bad_sizes(arguments, shape, message):
         train(norm, start(norm, jnp.ones(shape)), jnp.ones(shape))
 
 
-def test_segments_are_batches_one_after_the_other():
-    """As torch sees them: each by its own statistics, running statistics in turn."""
+@pytest.mark.parametrize(
+    ("groups", "parts"),
+    [(1, [[[1, 4]], [[0, 2, 5, 6, 7]]]), (2, [[[1], [4]], [[0, 2, 5], [6, 7]]])],
+)
+def test_segments_are_batches_one_after_the_other(groups, parts):
+    """As torch sees them, on `groups` devices: each by its own statistics, the running ones of the
+    first device in turn."""
     random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(1, 2, (7, 3, 3, 4)), jnp.float32)
-    segment = np.array([1, 0, 1, 3, 0, 1, 1])  # two, four, none and one
-    norm = BatchNorm(field_size=2)
+    x = jnp.asarray(random.normal(1, 2, (8, 3, 3, 4)), jnp.float32)
+    segment = np.array([1, 0, 1, 3, 0, 1, 1, 1])  # two, five, none and one
+    norm = BatchNorm(field_size=2, groups=groups)
     variables = start(norm, x)
 
     def by_segments(variables, x):
@@ -182,11 +187,12 @@ def test_segments_are_batches_one_after_the_other():
             return norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
 
     y, after = jax.jit(by_segments)(variables, x)
-    for one in (0, 1):
-        rows = np.flatnonzero(segment == one)
-        alone, variables = train(norm, variables, x[rows])
-        np.testing.assert_allclose(y[rows], alone, rtol=1e-4, atol=1e-5)
+    alone = BatchNorm(field_size=2)
+    for of_one in parts:
+        stepped = [train(alone, variables, x[np.array(rows)]) for rows in of_one]
+        for rows, (wanted, _) in zip(of_one, stepped, strict=True):
+            np.testing.assert_allclose(y[np.array(rows)], wanted, rtol=1e-4, atol=1e-5)
+        if len(of_one[0]) > 1:
+            variables = stepped[0][1]
     for name, found in after["batch_stats"].items():
         np.testing.assert_allclose(found, variables["batch_stats"][name], rtol=1e-5)
-    with pytest.raises(ValueError, match=r"norm\.groups=2"), by_segment(jnp.asarray(segment), 4):
-        train.__wrapped__(BatchNorm(groups=2), variables, x)
