@@ -2,7 +2,7 @@
 
 Of any function of images, be it a formula or a model of Linen, NNX or Equinox:
 
-    certify(fn, (1, 32, 32, 3), cyclic(4))     # predict, by a trace, where it breaks the group
+    certify(fn, (1, 32, 32, 3), cyclic(4))     # predict, by a trace, where its grid breaks it
     check(fn, images, cyclic(4))               # measure by how much; of Linen's layers each
     symmetrize(fn, cyclic(4))                  # average it over the group, which makes it exact
 """

@@ -13,10 +13,11 @@ from the traced program (convolutions, also transposed ones, pooling, slices, an
 constants, copies or mirror images), so any model has one; it judges where a network *samples*, and
 takes its filters, norms and nonlinearities for equivariant.
 
-There are three verdicts. *Exact*: every operation was judged and keeps the group. *Breaks*: one
-does not, and the grid of the result is off the centre. *Not certain*: an operation was met that is
-not judged (a flattening, a cumulative sum, ...), or what breaks at one operation may be made up for
-by later ones, such as a pixel that is padded at one side and never read.
+There are three verdicts. *Exact*: every operation was judged and keeps the group, if the filters
+do. *Breaks*: one does not, and the grid of the result is off the centre. *Not certain*: an
+operation was met that is not judged (a flattening, a cumulative sum, ...), or what breaks at one
+operation may be made up for by later ones, such as a pixel that is padded at one side and never
+read.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class Verdict:
         size = "x".join(map(str, self.size))
         lines = []
         if self.exact:
-            lines.append(f"{self.group.name} at {size}: exact, every stride fits its grid")
+            lines.append(
+                f"{self.group.name} at {size}: exact if its filters are, every stride fits its grid"
+            )
         elif not self.breaks:
             lines.append(f"{self.group.name} at {size}: not certain, part of it is not judged")
             lines.append("  what is judged fits its grid")

@@ -107,7 +107,7 @@ def test_what_is_said_of_the_published_size():
     assert "nearest exact sizes: 193 and 225" in str(verdict)
     exact = exactness.judge_network(network, (1, 225, 225, 3), network.group)
     assert str(exact).splitlines() == [
-        "c8 at 225x225: exact, every stride fits its grid",
+        "c8 at 225x225: exact if its filters are, every stride fits its grid",
         "  (elements off the pixel grid interpolate: they are not judged)",
     ]
 

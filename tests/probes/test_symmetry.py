@@ -72,6 +72,46 @@ def test_any_library(make):
     assert after.relative[-1].max() < 1e-6
 
 
+def convnext():
+    models = pytest.importorskip(
+        "equimo.models.convnext", reason="equimo is another library, asked only whether ours works"
+    )
+    return models.ConvNeXt(3, depths=[1, 1], dims=[4, 8], num_classes=5, key=jax.random.PRNGKey(0))
+
+
+def vision_transformer():
+    models = pytest.importorskip(
+        "equimo.models.vit", reason="equimo is another library, asked only whether ours works"
+    )
+    size = {"img_size": 16, "patch_size": 8, "dim": 8, "num_heads": 2, "depths": [1]}
+    return models.VisionTransformer(
+        in_channels=3, num_classes=5, reg_tokens=0, key=jax.random.PRNGKey(0), **size
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(convnext, "exact if its filters are"), (vision_transformer, "not judged: the network")],
+)
+def test_models_of_another_library(make, says):
+    """Networks of Equimo, with random weights: nothing of ours is in them."""
+    model, group = make(), cyclic(4)
+
+    @jax.jit
+    def fn(images):
+        see = functools.partial(model, key=jax.random.PRNGKey(0), inference=True)
+        return jax.vmap(see)(jnp.moveaxis(images, -1, 1))
+
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    assert says in str(certify(fn, (1, 16, 16, 3), group))
+    averaged = symmetrize(fn, group)
+    before, after = (check(f, images, group) for f in (fn, averaged))
+    assert before.relative[-1][1:].min() > 0.1
+    assert after.relative[-1].max() < 1e-6
+    turned = [fn(np.rot90(images, k, (1, 2))) for k in range(4)]
+    np.testing.assert_allclose(averaged(images), np.mean(turned, axis=0), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("group", [cyclic(2), dihedral(1), cyclic(4), dihedral(4)])
 @pytest.mark.parametrize("regular", [False, True])
 def test_maps_and_numbers_at_once(group, regular):
