@@ -60,7 +60,8 @@ def base() -> ml_collections.ConfigDict:
             "evals": {},  # name: options; see jaxequi/evals
             "check": "say",  # of a network over a group: "error" refuses one that is not exact
             "mesh": {"data": -1, "fsdp": 1},
-            "sharding": (),  # (regex, "fsdp" | "replicate") pairs over state leaves
+            # (regex, "fsdp" | "replicate") pairs over state leaves: what mesh.fsdp devices share
+            "sharding": ((".*", "fsdp"),),
             # on_error: "raise", or "skip" what cannot be read, up to a tenth (data/loader.py)
             "loader": {"threads": 2, "buffer": 4, "on_error": "raise"},
             "log_every_steps": 50,

@@ -154,7 +154,7 @@ def advice(plan: dict[str, Any]) -> str:
         over = -plan["spare_bytes"] / GIB
         large = plan["state_bytes"] > 0.4 * plan["capacity_bytes"]
         if large and devices > 1 and config["mesh"]["fsdp"] == 1:
-            todo = "split the state: --config.mesh.fsdp=N --config.sharding=\"(('.*', 'fsdp'),)\""
+            todo = "split the state: --config.mesh.fsdp=N"
         elif not config["remat"]:
             todo = "--config.remat=True"
         elif config["dtype"] != "bfloat16":

@@ -169,9 +169,5 @@ def alternatives(config: ml_collections.ConfigDict, devices: int) -> dict[str, d
     }
     if devices > 1:
         fsdp = 1 if split else devices
-        found[f"fsdp={fsdp}"] = {
-            "mesh.data": -1,
-            "mesh.fsdp": fsdp,
-            "sharding": () if split else ((".*", "fsdp"),),
-        }
+        found[f"fsdp={fsdp}"] = {"mesh.data": -1, "mesh.fsdp": fsdp}
     return found

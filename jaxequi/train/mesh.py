@@ -26,6 +26,7 @@ from jaxequi.train import peers
 from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
+SMALL = 4096  # numbers: a smaller leaf costs more to gather than it saves
 Rules = Sequence[tuple[str, str]]
 Devices = Sequence[jax.Device] | int
 PATIENCE = 300  # seconds that the processes of a cluster have to find each other
@@ -120,7 +121,7 @@ def shard_state(mesh: Mesh, shapes: PyTree, rules: Rules = ()) -> PyTree:
       shapes: a tree of things with a `shape`.
       rules: (regex, "fsdp" | "replicate") pairs, matched against the leaf's path
         (`params/backbone/conv1/kernel`); the first match wins, no match means replicate. "fsdp"
-        splits the largest axis that divides by the mesh's fsdp size.
+        splits the largest axis that divides by the mesh's fsdp size, unless the leaf is `SMALL`.
 
     Returns:
       The tree of shardings. Momenta follow their parameters, since their paths end alike.
@@ -136,8 +137,8 @@ def shard_state(mesh: Mesh, shapes: PyTree, rules: Rules = ()) -> PyTree:
     def place(path, leaf) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         rule = next((rule for pattern, rule in rules if re.search(pattern, name)), "replicate")
-        axes = [a for a, n in enumerate(leaf.shape) if n and n % mesh.shape["fsdp"] == 0]
-        if rule == "replicate" or not axes:
+        axes = [a for a, n in enumerate(leaf.shape) if n % mesh.shape["fsdp"] == 0]
+        if rule == "replicate" or not axes or math.prod(leaf.shape) < SMALL:
             return replicated(mesh)
         axis = max(axes, key=lambda a: leaf.shape[a])
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))

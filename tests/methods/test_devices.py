@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import jax
 import ml_collections
 import pytest
 
-from configs import eqinv, ipirm, moco, sie
+from configs import eqinv, ipirm, mae, moco, sie
 from jaxequi import experiment
-from jaxequi.plan import program
+from jaxequi.plan import inputs, program
+from jaxequi.train import mesh as meshes
 from jaxequi.train import programs
 
 METHODS = {
@@ -18,10 +22,11 @@ METHODS = {
 }
 
 
-def arithmetic(file, variant, devices):
+def arithmetic(file, variant, data, fsdp=1):
     """Operations of the products of a step on each of so many devices."""
     config = file.get_config(f"{variant},smoke")
-    config.batch_size, config.mesh.data, config.norm.groups = 16, devices, 1
+    config.batch_size, config.norm.groups = 16, 1
+    config.mesh = {"data": data, "fsdp": fsdp}
     config.backbone = ml_collections.ConfigDict({"name": "tests.experiment.tiny", "features": 16})
     config.evals, config.eval_every_steps, config.best = {}, 0, None
     if "init_from" in config and "before" in config:
@@ -36,3 +41,30 @@ def test_eight_devices_share_the_arithmetic(name):
     alone, shared = (arithmetic(*METHODS[name], devices) for devices in (1, 8))
     assert alone > 0
     assert 8 * shared < 1.2 * alone  # what is of the whole batch is small
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_devices_that_share_the_state_share_the_arithmetic(name, monkeypatch):
+    """Though every parameter is split, rows stay where they are."""
+    monkeypatch.setattr(meshes, "SMALL", 1)
+    alone, shared = arithmetic(*METHODS[name], 1), arithmetic(*METHODS[name], 2, 4)
+    assert 8 * shared < 1.2 * alone
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"),
+    [(mae, "huge,paper"), (moco, "v2,paper"), (sie, "sie,paper")],
+)
+def test_a_device_holds_its_part_of_the_state(file, variant):
+    """Parameters, moments, target network and queue, without a word but the size of the mesh."""
+    config, _ = inputs.prepared(file.get_config(variant), inputs.Data())
+    _, state = programs.trace_step(inputs.job(inputs.changed(config, {"mesh.fsdp": 8}), (), 8))
+
+    def size(leaf, shape):
+        return math.prod(shape) * getattr(leaf.dtype, "itemsize", 4)
+
+    leaves = jax.tree.leaves(state)
+    whole = sum(size(leaf, leaf.shape) for leaf in leaves)
+    part = sum(size(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    assert whole > 1e8
+    assert 8 * part < 1.1 * whole

@@ -24,7 +24,8 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_resumes_to_the_same_bits_and_over_another_mesh(name, tmp_path):
+def test_resumes_to_the_same_bits_and_over_another_mesh(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALL", 1)
     tests = METHODS[name]
     method = tests.make() if tests is masked else tests.make(name)
     optimizer = optim.make(

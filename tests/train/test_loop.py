@@ -174,7 +174,8 @@ def test_crash_goes_on_from_the_last_checkpoint(tmp_path, unbroken):
     assert_same_state(final_state(job(), tmp_path), final_state(job(), unbroken))
 
 
-def test_goes_on_over_another_mesh(tmp_path, unbroken):
+def test_goes_on_over_another_mesh(tmp_path, unbroken, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALL", 1)
     assert loop.run(job(batches=stopping_after(4, signal.SIGTERM)), tmp_path) == 85
     other = job(
         mesh=meshes.make_mesh(2, 4),
@@ -347,7 +348,8 @@ def test_a_parameter_ruined_in_the_last_update_is_not_saved(tmp_path, at):
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4), (4, 2)])
-def test_result_does_not_depend_on_the_mesh(tmp_path, unbroken, shape):
+def test_result_does_not_depend_on_the_mesh(tmp_path, unbroken, shape, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALL", 1)
     other = job(mesh=meshes.make_mesh(*shape), sharding_rules=[("w$", "fsdp")])
     assert loop.run(other, tmp_path) == loop.FINISHED
     for a, b in zip(logged(tmp_path), logged(unbroken), strict=True):

@@ -43,9 +43,10 @@ def test_to_global_keeps_order(asked):
 def test_rules_split_the_largest_axis_that_divides():
     mesh = meshes.make_mesh(2, 4)
     shapes = {
-        "params": {"a": jax.ShapeDtypeStruct((6, 8, 12), np.float32)},
-        "mu": {"a": jax.ShapeDtypeStruct((6, 8, 12), np.float32)},
-        "odd": jax.ShapeDtypeStruct((3, 5), np.float32),
+        "params": {"a": jax.ShapeDtypeStruct((60, 8, 120), np.float32)},
+        "mu": {"a": jax.ShapeDtypeStruct((60, 8, 120), np.float32)},
+        "odd": jax.ShapeDtypeStruct((63, 75), np.float32),
+        "params/small": jax.ShapeDtypeStruct((4092,), np.float32),
         "step": jax.ShapeDtypeStruct((), np.int32),
     }
     rules = [("step", "replicate"), ("params/|odd|step", "fsdp")]
@@ -53,6 +54,7 @@ def test_rules_split_the_largest_axis_that_divides():
     assert placed["params"]["a"].spec == P(None, None, "fsdp")
     assert placed["mu"]["a"].spec == P()
     assert placed["odd"].spec == P()
+    assert placed["params/small"].spec == P()
     assert placed["step"].spec == P()
     with pytest.raises(ValueError, match=r"sharding rule \('a', 'split'\): write"):
         meshes.shard_state(mesh, shapes, [("a", "split")])
