@@ -77,7 +77,6 @@ def _smoke(config, side: int) -> None:
 
     def shrink(config):
         config.backbone.width = 2
-        config.method.num_classes = 12
         for part, split in ((config.train, "train"), (config.val, "val")):
             scenes = {"name": "scenes", "image_size": 16, "num_objects": 24, "seed": 0}
             part.source = {**scenes, "split": split}

@@ -134,6 +134,12 @@ def vicreg_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def simclr_run(tmp_path_factory):
+    """SimCLR; not trained."""
+    return drawn_run(tmp_path_factory.mktemp("runs") / "simclr", "simclr")
+
+
+@pytest.fixture(scope="session")
 def mae_run(tmp_path_factory):
     """A masked autoencoder on digits; not trained."""
     return drawn_run(tmp_path_factory.mktemp("runs") / "mae", "base", "mae")

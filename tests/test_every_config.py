@@ -5,13 +5,14 @@ import json
 import pathlib
 
 import ml_collections
+import numpy as np
 import pytest
 
 from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.experiment import trained
-from jaxequi.runs import probing, report
-from jaxequi.train import log, loop, programs
+from jaxequi.runs import probing, report, table
+from jaxequi.train import checkpoint, log, loop, programs
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -128,17 +129,45 @@ def test_sie_trains_and_leaves_a_report(tmp_path):
     assert saved["method"]["equivariance_factor"] == 0.45
 
 
-@pytest.mark.parametrize("words", ["linear", "finetune"])
-def test_any_checkpoint_is_evaluated(words, sie_run, vicreg_run, classifier_run, tmp_path):
-    for run in (sie_run, vicreg_run, classifier_run):
+def share_right(folder, layer_of):
+    """Top-1 and top-5 of a linear layer on the held-out features that a run has kept."""
+    _, _, params, _ = checkpoint.read_network(folder / "checkpoints")
+    kept, layer = np.load(folder / "features_val.npz"), layer_of(params)
+    logits = kept["representation"] @ layer["kernel"] + layer["bias"]
+    logits = logits.reshape(-1, logits.shape[-1])
+    labels = np.repeat(kept["label"], kept["representation"].shape[1])
+    return [np.mean((logits.argsort()[:, -k:] == labels[:, None]).any(1)) for k in (1, 5)]
+
+
+LAYERS = {
+    "linear": lambda params: params["classification-all-linear"]["linear_0"],
+    "finetune": lambda params: params["classifier"],
+}
+TOLD = {"linear": "clean, 3 steps", "finetune": "fine-tuned, 3 steps"}
+
+
+@pytest.mark.parametrize("words", LAYERS)
+def test_a_checkpoint_of_each_kind_is_evaluated_and_read_in_one_table(
+    words, sie_run, vicreg_run, simclr_run, classifier_run, tmp_path
+):
+    kinds = {"sie": sie_run, "vicreg": vicreg_run, "simclr": simclr_run}
+    kinds["supervised"] = classifier_run
+    folders, expected = list(kinds.values()), {}
+    for kind, run in kinds.items():
         config = load(CONFIGS / "linear.py").get_config(f"{words},smoke")
         config.init_from, config.cache.folder = str(run), str(tmp_path / "features")
-        job = experiment.build(config)
-        assert loop.run(job, tmp_path / run.name) == loop.FINISHED
-        last = log.read_metrics(tmp_path / run.name)[-1]
-        name = {"linear": "heads/top1/classification-all-linear"}.get(words, "classification/top1")
-        assert 0 <= last[f"val/{name}"] <= 1
-        assert last["val/knn/k"] == 5
+        folders.append(tmp_path / kind)
+        assert loop.run(experiment.build(config), folders[-1]) == loop.FINISHED
+        assert log.read_metrics(folders[-1])[-1]["val/knn/k"] == 5
+        expected[kind, "online", "all", TOLD[words]] = share_right(folders[-1], LAYERS[words])
+    rows = table.rows(table.join([table.read(folder) for folder in folders]))
+    found = {(row.label, row.encoder, row.part, row.protocol): row.values for row in rows}
+    for row, scores in expected.items():
+        for title, score in zip(("top-1", "top-5"), scores, strict=True):
+            assert found[row][title] == [pytest.approx(score)], (row, title)
+    [head, _, first, *_] = table.markdown(rows).splitlines()
+    assert head.startswith("| method | encoder | part | protocol | top-1 | top-5 |")
+    assert first.startswith(f"| sie | online | all | {TOLD[words]} |")
 
 
 def test_an_equivariant_backbone_learns_without_labels(tmp_path):

@@ -78,19 +78,32 @@ def task(name: str, num_classes: int) -> Task:
       "color"           differences of floor hue and light hue, not wrapped around
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name; of a target, a batch without the latents that it is made of.
     """
 
+    def latent_of(batch: Batch) -> Array:
+        if batch.get("latent") is None:
+            raise Refusal(
+                f"the task {name!r} is told by the latents of two views, and this set has none; "
+                "ask 'classification', or use a source with latents, such as 'scenes' or 'threedie'"
+            )
+        return batch["latent"]
+
     def pose(form: str) -> Callable[[Batch], Array]:
-        return lambda b: quaternions.relative_pose(b["latent"][:, 0], b["latent"][:, 1], form)
+        def between(batch: Batch) -> Array:
+            latent = latent_of(batch)
+            return quaternions.relative_pose(latent[:, 0], latent[:, 1], form)
+
+        return between
 
     def color(batch: Batch) -> Array:
-        if batch["latent"].shape[-1] != len(LATENTS):
+        latent = latent_of(batch)
+        if latent.shape[-1] != len(LATENTS):
             raise Refusal(
                 f"hues are columns of the {len(LATENTS)} latents {', '.join(LATENTS)}; these have "
-                f"{batch['latent'].shape[-1]}"
+                f"{latent.shape[-1]}"
             )
-        return batch["latent"][:, 1, _HUES] - batch["latent"][:, 0, _HUES]
+        return latent[:, 1, _HUES] - latent[:, 0, _HUES]
 
     tasks = {
         "classification": Task(lambda b: b["label"], num_classes),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxequi import cli, experiment
 from jaxequi.errors import Refusal
+from jaxequi.nn.norm import BatchNorm, InnerBatchNorm
 
 METHODS = {
     "sie": "sie",
@@ -48,6 +50,47 @@ def test_a_method_builds_over_a_group(method, network):
     assert features["representation"].shape[-1] == width
     # quarter turns at these sizes: said before anything is compiled
     assert job.preflight(job.shapes()).startswith("equivariance, predicted:")
+
+
+# Of these, what has norms: projectors and predictors beside the backbone.
+NORMED = {
+    "sie": {"backbone", "projector_inv", "projector_equi"},
+    "sie:vicreg": {"backbone", "projector"},
+    "sie:simclr_equimod": {"backbone", "projector_inv", "projector_equi"},
+    "moco:v2plus": {"backbone", "projector", "predictor"},
+    "byol": {"backbone", "projector", "predictor"},
+    "simsiam": {"backbone", "projector", "predictor"},
+    "ipirm": {"backbone", "projector"},
+    "eqinv": {"backbone", "projector"},
+    "equivision": {"backbone"},
+}
+
+
+@pytest.mark.parametrize("method", NORMED)
+def test_every_norm_of_a_network_is_the_configs(method):
+    config = config_of(method)
+    config.init_from = None
+    config.norm = {"groups": 2, "momentum": 0.25, "epsilon": 0.125, "unbiased": False}
+    if method in ("ipirm", "equivision"):  # norms by environment; norms of fields
+        config.norm.groups = 1
+    seen = {}
+
+    def note(next_function, args, kwargs, context):
+        module = context.module
+        if isinstance(module, (BatchNorm, InnerBatchNorm)):
+            names = ("groups", "momentum", "epsilon", "unbiased")
+            made = {name: getattr(module, name) for name in names if hasattr(module, name)}
+            seen.setdefault(module.path[0], []).append(made)
+        return next_function(*args, **kwargs)
+
+    job = experiment.build(config)
+    batch = {**job.shapes()}
+    batch["views"] = jax.ShapeDtypeStruct(batch["views"].shape, jnp.float32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(job.method.init, jax.random.key(0), batch)
+    assert set(seen) == NORMED[method]
+    for made in (one for of_part in seen.values() for one in of_part):
+        assert made.items() <= dict(config.norm).items()
 
 
 def test_names_of_networks_on_the_command_line():

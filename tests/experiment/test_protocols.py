@@ -13,7 +13,7 @@ from configs import linear
 from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.models import vit
-from jaxequi.train import log, loop, optim, programs
+from jaxequi.train import checkpoint, log, loop, optim, programs
 from jaxequi.train.state import lay
 
 IMAGENET = 1_281_167
@@ -89,7 +89,13 @@ def test_maes_probe_learns_from_stored_features(mae_run, tmp_path):
     # Weights of deviation 0.01 on 16 features of variance 1: logits of deviation 0.04.
     assert rows[0]["loss"] == pytest.approx(math.log(10), abs=0.02)
     assert {"val/knn/k", "val/knn/temperature", "val/rank/effective_rank"} <= set(rows[-1])
-    assert 0 <= rows[-1][f"val/heads/top1/{HEAD}"] <= 1
+    _, _, params, extra = checkpoint.read_network(tmp_path / "run" / "checkpoints")
+    kept = np.load(tmp_path / "run" / "features_val.npz")
+    norm, layer = extra["batch_stats"][f"{HEAD}-norm"], params[HEAD]["linear_0"]
+    x = (kept["representation"] - norm["mean"]) / np.sqrt(norm["var"] + 1e-6)
+    logits = (x @ layer["kernel"] + layer["bias"])[:, 0]
+    right = np.mean(logits.argmax(-1) == kept["label"])
+    assert rows[-1][f"val/heads/top1/{HEAD}"] == pytest.approx(right)
 
 
 def test_maes_fine_tuning(mae_run, tmp_path):
@@ -101,7 +107,11 @@ def test_maes_fine_tuning(mae_run, tmp_path):
     rows = log.read_metrics(tmp_path)
     # A head of 2e-5 tells nothing, and the weights of mixed and smoothed classes add up to 1.
     assert rows[0]["loss"] == pytest.approx(math.log(10), abs=1e-3)
-    assert 0 <= rows[-1]["val/classification/top1"] <= 1
+    _, _, params, _ = checkpoint.read_network(tmp_path / "checkpoints")
+    kept, layer = np.load(tmp_path / "features_val.npz"), params["classifier"]
+    logits = (kept["representation"] @ layer["kernel"] + layer["bias"])[:, 0]
+    right = np.mean(logits.argmax(-1) == kept["label"])
+    assert rows[-1]["val/classification/top1"] == pytest.approx(right)
 
 
 def test_layer_decay_is_of_the_checkpoints_depth(mae_run):
@@ -157,6 +167,63 @@ OTHER = {"val__source": "digits(split='test')"}
 def test_bad_input_of_any_evaluation(words, fields, message, vicreg_run, uncompiled):
     with pytest.raises(Refusal, match=message):
         loop.run(experiment.build(config_of("linear", words, vicreg_run, **fields)), uncompiled)
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "message"),
+    [
+        (
+            "airl,smoke",
+            {
+                "cache": {"on": False},
+                "train": {"views": ("decode|resize((16, 16))",) * 2},
+                "method": {"heads": {"classification": ("linear",), "rotation": ("deep",)}},
+            },
+            "'rotation' is told by the latents",
+        ),
+        ("airl,smoke", {"evals": {"online": {"relation": "rotation"}}}, "reads online, latent"),
+        (
+            "finetune,smoke",
+            {"backbone_changes": {"width": 8}},
+            r"needed here.*batch_stats/backbone/bn1/mean \(8,\), which has \(4,\) there",
+        ),
+        (
+            "finetune,smoke",
+            {"optimizer": {"freeze": "^encoder/"}},
+            r"group frozen \('\^encoder/'\) matches the path of no parameter",
+        ),
+        (
+            "finetune,smoke",
+            {
+                "optimizer": {
+                    "freeze": "^backbone/",
+                    "groups": {"first": {"match": "conv1", "name": "sgd", "learning_rate": 0.1}},
+                }
+            },
+            "backbone/conv1/kernel is in the groups frozen and first",
+        ),
+    ],
+    ids=["latents", "feature and latents", "backbone", "no parameter", "two groups"],
+)
+def test_what_plain_images_and_their_checkpoint_cannot_give(
+    words, fields, message, byol_run, uncompiled
+):
+    config = config_of("linear", words, byol_run)
+    with config.unlocked():
+        for part, options in fields.items():
+            config[part].update(options)
+    with pytest.raises(Refusal, match=f"(?s){message}"):
+        loop.run(experiment.build(config), uncompiled)
+
+
+def test_a_set_says_itself_how_it_is_shown():
+    """It takes over neither the crops nor the photometry of the training."""
+    for field in ("views", "augment"):
+        config = config_of("simsiam", "smoke")
+        with config.unlocked():
+            del config.val[field]
+        with pytest.raises(Refusal, match=f"the set val lacks {field}"):
+            experiment.build(config)
 
 
 SOFT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from unittest import mock
 
 import flax.linen as nn
@@ -78,6 +79,11 @@ def infonce(case: Case) -> None:
     close(penalty[0], case["out/one_sample_penalty"], **LOSS, name="one")
 
 
+def said(case: Case, variant: str, name: str) -> float:
+    """A hyper-parameter of a variant, which its case tells in words: "irm_temp .3"."""
+    return float(re.search(rf"\b{name} ([\d.]+)", case.meta["variants"][variant])[1])
+
+
 VARIANTS = {
     "plain": {},
     "relax_inactive": {"constraint": "relaxed"},
@@ -86,7 +92,11 @@ VARIANTS = {
     "nonorm": {"constraint": "entropy", "normalize": False},
     "irm_v2": {"mode": "variance"},
     "three_envs": {"constraint": "relaxed", "split": "split3"},
-    "temps": {"temperature": 0.2, "penalty_temperature": 0.3, "weight": 2},
+    "temps": {
+        "temperature": "temperature",
+        "penalty_temperature": "irm_temp",
+        "weight": "irm_weight",
+    },
 }
 TERMS = {"risk": "risk", "cont": "contrastive", "inv": "variation", "constrain": "constraint"}
 
@@ -101,7 +111,7 @@ def partition_objective(case: Case) -> None:
             "penalty_temperature": meta["irm_temp"],
             "weight": meta["irm_weight"],
             "normalize": True,
-            **changes,
+            **{key: said(case, name, v) if name == "temps" else v for key, v in changes.items()},
         }
         split = jnp.asarray(case[f"in/{given.pop('split', 'split')}"])
         temperatures = {k: given.pop(k) for k in ("temperature", "penalty_temperature")}
@@ -246,18 +256,20 @@ def train_env(case: Case) -> None:
     splits = case["in/splits"]
     forms = {
         "retain": {},
-        "rescaled": {"penalty_weight": 3.0},
+        "rescaled": {"penalty_weight": said(case, "rescaled", "penalty_weight")},
         "no_cont": {"keep_cont": False},
         "single": {"partitions": 1},
-        "penalty_off": {"penalty_from": 5},
-        "irm_temp": {"irm_temperature": 0.2},
+        "penalty_off": {"penalty_from": int(said(case, "penalty_off", "penalty_iters"))},
+        "irm_temp": {"irm_temperature": said(case, "irm_temp", "irm_temp")},
     }
     assert set(forms) == set(case.meta["variants"])
     for name, changes in forms.items():
         options = {**options_of(case, len(splits)), **changes}
         method, params, extra = loaded(case, ipirm.make, **options)
         own = held(splits[: options["partitions"]])
-        progress = START._replace(epoch=jnp.float32(3 if name == "penalty_off" else 0))
+        # Theirs counts epochs from 1.
+        epoch = said(case, name, "at epoch") - 1 if name == "penalty_off" else 0
+        progress = START._replace(epoch=jnp.float32(epoch))
         batch = batch_of(case)
         value, output, grads = gradient(method, params, {**extra, **own}, batch, progress)
         close(value, case[f"out/{name}/loss"], **LOSS, name=name)
@@ -315,6 +327,11 @@ def losses_of_infonce(temperature: float, irm_temperature: float):
     )
 
 
+def constraint_of(meta: dict) -> str:
+    """Ours for their two options."""
+    return ("relaxed" if meta["cons_relax"] else "entropy") if meta["constrain"] else "none"
+
+
 def split_run(case: Case) -> None:
     """A whole search: risks, where it stops, what it finds, and what it passes through."""
     meta, perms = case.meta, case["in/perms"]
@@ -323,14 +340,13 @@ def split_run(case: Case) -> None:
     losses_of = losses_of_infonce(meta["temperature"], meta["irm_temp"])
     search = _partition_search.Search(
         weight=meta["irm_weight"],
-        constraint="relaxed" if meta["cons_relax"] else "entropy",
+        constraint=constraint_of(meta),
         normalize=not meta["nonorm"],
         batch_size=meta["batch_size"],
         learning_rate=meta["adam_lr"],
         milestones=tuple(meta["milestones"]),
     )
-    assert meta["constrain"]
-    assert meta["gamma"] == _partition_search.DROP
+    assert meta["gamma"] == _partition_search.DROP  # fixed there, too
 
     def look(epoch):
         return seen, perms[epoch].astype(np.int32)
@@ -353,8 +369,6 @@ def mixup_objective(case: Case) -> None:
     meta, index = case.meta, case["in/index"]
     share, partner = jnp.asarray(case["in/lam"]), jnp.asarray(case["in/randind"])
     options = {"mixup": True, "weight": meta["irm_weight"]}
-    assert meta["constrain"]
-    assert meta["cons_relax"]
     for kind in ("online", "offline"):
         method, params, extra = loaded(
             case,
@@ -380,7 +394,7 @@ def mixup_objective(case: Case) -> None:
             logits = a @ b.T / meta["temperature"]
             losses = partition.mixed_infonce(logits, seen["share"], seen.get("partner"))
             found = partition.risk(
-                losses, split[index], weight=meta["irm_weight"], constraint="relaxed"
+                losses, split[index], weight=meta["irm_weight"], constraint=constraint_of(meta)
             )
             return found.risk, found
 

@@ -122,6 +122,10 @@ def test_what_does_not_fit_is_told():
     short = batch() | {"latent": batch()["latent"][..., :5]}
     with pytest.raises(Refusal, match="these have 5"):
         method.loss(params, extra, short, None, None)
+    without = {name: value for name, value in batch().items() if name != "latent"}
+    for name in ("rotation", "euler", "color"):
+        with pytest.raises(Refusal, match=f"the task '{name}' is told by the latents"):
+            linear.task(name, CLASSES).target(without)
     for arguments, message in (
         ({"heads": {"clasification": ("linear",)}}, "Did you mean 'classification'"),
         ({"heads": {"rotation": ("dep",)}}, "Did you mean 'deep'"),

@@ -11,6 +11,7 @@ import pytest
 
 from configs import linear as linear_config
 from jaxequi import experiment
+from jaxequi.evals import knn
 from jaxequi.runs import comparison, report
 from jaxequi.train import checkpoint, log, loop
 from jaxequi.types import OWN
@@ -32,30 +33,41 @@ def state(workdir):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run on one device that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("proof") / "queue"
-    job = experiment.build(config(1))
-    assert (job.total_steps, job.steps_per_epoch) == (STEPS, 4)
-    assert loop.run(job, workdir) == loop.FINISHED
-    return workdir
+def runs(tmp_path_factory):
+    """Runs that nothing interrupts, on one device and on eight."""
+    workdirs = {}
+    for devices in (1, 8):
+        workdirs[devices] = tmp_path_factory.mktemp("proof") / f"queue{devices}"
+        job = experiment.build(config(devices))
+        assert (job.total_steps, job.steps_per_epoch) == (STEPS, 4)
+        assert loop.run(job, workdirs[devices]) == loop.FINISHED
+    return workdirs
 
 
+@pytest.fixture
+def run(runs):
+    """The run on one device."""
+    return runs[1]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("stop", [6, 4], ids=["between two refits", "right before a refit"])
-def test_interrupted_it_goes_on_to_the_same_bits_and_clusters(stop, run, tmp_path, monkeypatch):
+def test_interrupted_it_goes_on_to_the_same_bits_and_clusters(
+    stop, devices, runs, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Interruption, "reached", lambda self, step: step == stop)
-        assert loop.run(experiment.build(config(1)), tmp_path) == loop.INTERRUPTED
-    assert loop.run(experiment.build(config(1)), tmp_path) == loop.FINISHED
-    np.testing.assert_equal(state(tmp_path), state(run))
+        assert loop.run(experiment.build(config(devices)), tmp_path) == loop.INTERRUPTED
+    assert loop.run(experiment.build(config(devices)), tmp_path) == loop.FINISHED
+    np.testing.assert_equal(state(tmp_path), state(runs[devices]))
 
 
-def test_one_device_equals_eight(run, tmp_path):
-    assert loop.run(experiment.build(config(8)), tmp_path) == loop.FINISHED
-    for one, eight in zip(log.read_metrics(run), log.read_metrics(tmp_path), strict=True):
+def test_one_device_equals_eight(runs):
+    rows = [log.read_metrics(runs[devices]) for devices in (1, 8)]
+    for one, eight in zip(*rows, strict=True):
         for name in ("loss", "gradient_norm", "online/loss"):
             assert one[name] == pytest.approx(eight[name], rel=1e-3), (one["step"], name)
-    (params, extra), (other, extra_of_eight) = state(run), state(tmp_path)
+    (params, extra), (other, extra_of_eight) = state(runs[1]), state(runs[8])
     np.testing.assert_array_equal(extra[OWN]["cluster"], extra_of_eight[OWN]["cluster"])
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3 * max(1.0, np.abs(a).max()))
@@ -74,9 +86,13 @@ def test_what_is_its_own_did_what_it_should(run):
     rows = log.read_metrics(run)
     assert {row["learning_rate"] for row in rows} == {0.05}
     assert {row["learning_rate/head"] for row in rows} == {0.01}
-    assert 0 <= rows[-1]["val/knn/top1"] <= rows[-1]["val/knn/top5"] <= 1
-    assert rows[-1]["val/knn/k"] == 5
-    assert "val/online/top1/representation" in rows[-1]
+    kept = {name: dict(np.load(run / f"features_{name}.npz")) for name in ("train", "val")}
+    for name, value in knn.evaluate(kept, k=5).items():
+        assert rows[-1][f"val/knn/{name}"] == pytest.approx(value)
+    head = params["online"]["label_representation"]
+    logits = kept["val"]["representation"][:, 0] @ head["kernel"] + head["bias"]
+    right = np.mean(logits.argmax(-1) == kept["val"]["label"])
+    assert rows[-1]["val/online/top1/representation"] == pytest.approx(right)
 
 
 @pytest.mark.parametrize("encoder", ["", "target"])

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxequi.errors import Refusal
-from jaxequi.train import log, loop, optim
+from jaxequi.train import evaluate, log, loop, optim
 from jaxequi.train import mesh as meshes
 from jaxequi.train import workdir as folders
 from jaxequi.train.checkpoint import Checkpoints
@@ -306,13 +306,38 @@ def test_each_set_is_read_once_whatever_reads_it(tmp_path):
     assert (row["val/knn/n"], row["val/labels/n"]) == (12, 12)
 
 
-def test_a_feature_that_nothing_has_is_refused_before_anything_is_compiled(tmp_path):
+def test_how_many_bytes_a_set_takes_is_said_before_it_is_read(monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def held_out():
+        told.append("read")
+        yield iter([host_batch(1)])
+
     a_job = job(
-        sets={"val": Pass(batches, 16, 16, shapes, as_it_is)},
-        evaluations=[Evaluation("knn", ("val",), ("embedding",), lambda *_: {})],
+        sets={"val": Pass(held_out, 16, 16, shapes, as_it_is)},
+        evaluations=[Evaluation("knn", ("val",), ("representation", "label"), lambda *_: {})],
         eval_every=2,
     )
-    with pytest.raises(Refusal, match=r"embedding.*there is label, mask, representation"):
+    programs = lower_job(a_job)
+    state = programs.initialise()
+    evaluate.run_evaluations(a_job, programs, state, told.append)
+    monkeypatch.setattr(evaluate, "WORTH_SAYING", 16 * (4 + 1) * 4 - 1)  # features and labels, f32
+    _, features = evaluate.run_evaluations(a_job, programs, state, told.append)
+    assert told == ["read", "features of val: 16 examples, 320 B", "read"]
+    assert sum(array.nbytes for array in features["val"].values()) == 320
+
+
+@pytest.mark.parametrize("feature", ["embedding", "latent"])
+def test_a_feature_that_nothing_has_is_refused_before_anything_is_compiled(
+    tmp_path, feature, nothing_compiles
+):
+    a_job = job(
+        sets={"val": Pass(batches, 16, 16, shapes, as_it_is)},
+        evaluations=[Evaluation("knn", ("val",), (feature,), lambda *_: {})],
+        eval_every=2,
+    )
+    with pytest.raises(Refusal, match=rf"{feature}.*there is label, mask, representation"):
         loop.run(a_job, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -460,6 +485,22 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
         with pytest.raises(Refusal, match=f"in use by process {os.getpid()}"):
             loop.run(job(), tmp_path)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_table_at_the_start_says_who_is_in_which_group():
+    sgd = {"name": "sgd", "learning_rate": 0.1}
+    groups = {"heads": {"match": "^head/", **sgd}}
+    optimizer = optim.make(**sgd, freeze="^w$", groups=groups, batch_size=16, total_steps=STEPS)
+    params = {"w": jnp.zeros(4), "head": {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}}
+    params["body"] = {"kernel": jnp.zeros((3, 3))}
+    a_job = job(optimizer=optimizer)
+    programs = dataclasses.replace(lower_job(job()), train_step=None)
+    state = programs.initialise().replace(params=params)
+    assert loop._table(a_job, state, programs).splitlines()[-3:] == [
+        "group frozen: 1 arrays, 4 parameters of w",
+        "group heads: 2 arrays, 10 parameters of head",
+        "group main: 1 arrays, 9 parameters of body",
+    ]
 
 
 def test_a_run_starts_with_the_network_that_it_is_given(tmp_path):
