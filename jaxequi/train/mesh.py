@@ -11,8 +11,6 @@ import importlib.util
 import math
 import os
 import re
-import socket
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -22,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxequi.errors import Refusal
-from jaxequi.train import peers
+from jaxequi.train import peers, roll_call
 from jaxequi.types import Batch, PyTree
 
 AXES = ("data", "fsdp")
@@ -196,8 +194,8 @@ def start_distributed() -> None:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ValueError: JAX finds no device, the environment says half of what it must, or process 0,
-        which the others find each other by, does not answer within `PATIENCE` seconds.
+      ValueError: JAX finds no device, the environment says half of what it must, or by the address
+        some processes do not come within `PATIENCE` seconds.
     """
     env = os.environ
     several = any((_number(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
@@ -212,8 +210,7 @@ def start_distributed() -> None:
                 f"JAX_PROCESS_ID={mine}: set all three, the last one from 0 to the number of "
                 "processes less 1; or none, for one process"
             )
-        if mine:
-            _wait_for(address)
+        roll_call.hold(address, count, mine, PATIENCE)
         with peers.on_abort(_ALONE, f"process {mine} of {count} {_WAITED}"):
             jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
     elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
@@ -238,23 +235,3 @@ def _number(variable: str) -> int | None:
     if not text.isdecimal():
         raise Refusal(f"{variable}={text!r} in the environment: it must be a number, or unset")
     return int(text)
-
-
-def _wait_for(address: str) -> None:
-    """Return when somebody listens there; what waits inside JAX ends in an abort."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise Refusal(f"JAX_COORDINATOR_ADDRESS={address!r}: it must be HOST:PORT")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with socket.create_connection((host, int(port)), timeout=5):
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise Refusal(
-                    f"process 0, which should listen at {address}, has not answered for "
-                    f"{PATIENCE} s ({error}); look whether it runs, and whether this host reaches "
-                    "that one"
-                ) from error
-            time.sleep(0.5)

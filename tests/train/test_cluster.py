@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jaxequi.errors import Refusal
-from jaxequi.train import mesh
+from jaxequi.train import mesh, roll_call
 
 WORDS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
 
@@ -49,18 +49,70 @@ def test_half_an_environment_is_refused_within_seconds(env, message, alone, monk
     assert not alone
 
 
-def test_process_1_waits_until_process_0_listens(alone, monkeypatch):
-    monkeypatch.setattr(mesh, "PATIENCE", 60)
-    with socket.socket() as first:
-        first.bind(("localhost", 0))
-        address = f"localhost:{first.getsockname()[1]}"
-        for name, value in zip(WORDS, (address, "2", "1")):
-            monkeypatch.setenv(name, value)
-        timer = threading.Timer(0.7, first.listen)
-        timer.start()
-        mesh.start_distributed()
-        timer.join()
-    assert alone == [(address, 2, 1)]
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def held(address, count, present, patience):
+    """What becomes of each of the processes that are there."""
+    found = {}
+
+    def one(mine):
+        try:
+            found[mine] = roll_call.hold(address, count, mine, patience)
+        except Refusal as error:
+            found[mine] = str(error)
+
+    threads = [threading.Thread(target=one, args=(mine,)) for mine in present]
+    for thread in threads:  # process 0 is the last to come
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_all_wait_for_the_last_and_leave_the_address():
+    address = f"localhost:{free_port()}"
+    for _ in range(2):
+        assert held(address, 4, (3, 1, 2, 0), 60) == dict.fromkeys(range(4))
+
+
+def test_everybody_is_told_who_is_missing():
+    found = held(f"localhost:{free_port()}", 5, (3, 1, 0), 1)
+    assert found.keys() == {0, 1, 3}
+    [message] = set(found.values())
+    assert message.startswith("of 5 processes, processes 2, 4 did not come within 1 s")
+
+
+def test_strangers_at_the_door_are_not_counted():
+    port = free_port()
+    found = {}
+    waits = threading.Thread(target=lambda: found.update(held(f"localhost:{port}", 2, (0,), 2)))
+    waits.start()
+    time.sleep(0.3)
+    with socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1")
+        waits.join()
+    assert found[0].startswith("of 2 processes, process 1 did not come")
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Refusal, match=f"cannot listen at port {port}"):
+            roll_call.hold(f"localhost:{port}", 2, 0, 1)
+
+
+def test_processes_of_an_address_join_when_all_are_there(alone, monkeypatch):
+    called = []
+    monkeypatch.setattr(roll_call, "hold", lambda *given: called.append(given))
+    for name, value in zip(WORDS, ("a:1", "2", "1")):
+        monkeypatch.setenv(name, value)
+    mesh.start_distributed()
+    assert called == [("a:1", 2, 1, 1)]
+    assert alone == [("a:1", 2, 1)]
 
 
 def test_mpirun_within_an_allocation_of_slurm(alone, monkeypatch):

@@ -52,24 +52,3 @@ def test_other_errors_and_other_aborts_are_what_they_are(monkeypatch):
         raise error
     assert not peers.lost(str(error))
     assert peers.lost("UNAVAILABLE: Socket closed")
-
-
-def test_a_cluster_that_is_half_there():
-    """Process 0 of two waits for the other in vain."""
-    code = """
-import os, socket
-from jaxequi.train import mesh
-mesh.PATIENCE = 1
-with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-os.environ |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
-os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
-mesh.start_distributed()
-"""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 1, done.stderr
-    assert "jaxequi: process 0 of 2 has waited" in done.stderr
