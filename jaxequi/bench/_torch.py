@@ -100,7 +100,7 @@ def _moco(torch: Any, device: str, rows: int, side: int, queued: int = 65536) ->
 
 
 def _mae(torch: Any, device: str, rows: int, side: int, patch: int = 16) -> Callable[[], None]:
-    nn = torch.nn
+    nn: Any = torch.nn
     patches, pixels = (side // patch) ** 2, patch * patch * 3
 
     def blocks(depth: int, width: int, heads: int) -> Any:

@@ -77,8 +77,10 @@ def _methods(tiny: bool) -> dict[str, Callable[[Any], Method]]:
         name, width = ("resnet10", 8) if tiny else ("resnet18", 64)
         backbone = resnet.make(name, width=width, dtype=dtype)
         rows = TINY_BATCH if tiny else BATCH["sie"]
-        heads = {"equi": 8, "projector": "16-16"} if tiny else {}
-        return sie.make(backbone=backbone, batch_size=rows, dtype=dtype, **heads)
+        equi, projector = (8, "16-16") if tiny else (256, "2048-2048-2048")
+        return sie.make(
+            backbone=backbone, equi=equi, projector=projector, batch_size=rows, dtype=dtype
+        )
 
     def of_moco(dtype: Any) -> Method:
         name, width = ("resnet18", 4) if tiny else ("resnet50", 64)
@@ -86,7 +88,7 @@ def _methods(tiny: bool) -> dict[str, Callable[[Any], Method]]:
         return moco.make(backbone=backbone, queue=64 if tiny else QUEUE, dtype=dtype)
 
     def of_mae(dtype: Any) -> Method:
-        backbone = vit.make("base", dtype=dtype, **({"depth": 1} if tiny else {}))
+        backbone = vit.make("base", depth=1 if tiny else None, dtype=dtype)
         return mae.make(backbone=backbone, decoder_depth=1 if tiny else 8, dtype=dtype)
 
     def of_c8(dtype: Any) -> Method:

@@ -59,6 +59,7 @@ FIELDS: dict[str, Any] = {
     "sharding": Sequence[tuple[str, str]],
     "loader": {"threads": int, "buffer": int, "on_error": str},
     "show": Names,
+    "published": Mapping[str, float],
     "profile_steps": Sequence[int],
     "backbone": Mapping | None,
 }
@@ -70,6 +71,7 @@ FREE_FIELDS = (
     "loader.buffer",
     "profile_steps",
     "show",
+    "published",
     "check",
     "cache.folder",
 )

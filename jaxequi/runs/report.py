@@ -6,73 +6,141 @@ writes `figures/*.png` and `report.html`, which holds the figures and can be sen
 
 from __future__ import annotations
 
-import base64
-import html
-import json
+import fnmatch
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxequi.errors import Refusal
+from jaxequi import augment, names
 from jaxequi.evals import turned
 from jaxequi.groups import quaternions
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
 from jaxequi.probes import pictures
 from jaxequi.runs import table
-from jaxequi.train import log
-from jaxequi.train.workdir import CONFIG_FILE, EXAMPLES_FILE
+from jaxequi.runs.page import Number, Page, Picture, render
+from jaxequi.train.workdir import EXAMPLES_FILE
 
 FIGURES = "figures"  # below the folder of a run
-PROBED = {"Equivariance error by layer": "equivariance", "Maps of a turned image": "maps"}
-LATENT_NAMES = ("rot x", "rot y", "rot z", "floor hue", "light theta", "light phi", "light hue")
+PROBED = (
+    Picture(
+        "Equivariance error by layer",
+        "equivariance",
+        "Relative equivariance error of each layer, beside rounding",
+    ),
+    Picture("Maps of a turned image", "maps", "Maps of an image turned before and after a layer"),
+)
+# Kinds of measurements, which share an axis wherever they are taken, and other words for them.
+MEASURED = ("top1", "top5", "r2", "cross_entropy", "mrr", "pre")
+SYNONYMS = {"accuracy": "top1"}
+# Columns of the table that may stand at the top: of those that name a class, how many guesses each
+# allows; of the others, what a constant has.
+GUESSES = {
+    **dict.fromkeys(("top-1", "test top-1", "kNN", "turned top-1", "turned kNN"), 1),
+    **dict.fromkeys(("misled", "all quarter turns"), 1),
+    "top-5": 5,
+}
+CONSTANT = {"rotation R2": POOLED_R2_FLOOR}
 
 
-def curves(rows: list[dict[str, Any]]) -> Figure:
-    """Every metric over the steps; metrics that differ in the last word only share a panel.
+class Curve(NamedTuple):
+    """A metric over the steps, and the axis that it shares."""
 
-    A metric that was taken once, or that never changes (the k of kNN), is no curve; it is in the
-    table of the page.
+    axis: str
+    label: str
+    steps: list[int]
+    values: list[float]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], sets: Collection[str]) -> dict[str, Curve]:
+    """Find the curve of each metric. What was taken once, or never changes, is none.
+
+    Measurements of one kind share an axis, those of training with those of sets that are held out;
+    other metrics share one if they differ in the last word alone.
     """
-    taken: dict[str, list[float]] = {}
+    taken: dict[str, Curve] = {}
     for row in rows:
         for name, value in row.items():
-            taken.setdefault(name, []).append(value)
-    panels: dict[str, list[str]] = {}
-    for name, values in taken.items():
-        if name not in ("step", "epoch") and (len(set(values)) > 1 or len(rows) == 1):
-            panels.setdefault(name.rpartition("/")[0] or name, []).append(name)
-    columns = 3
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(15, 3.1 * lines), layout="tight")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for axis, (panel, members) in zip(axes.flat, sorted(panels.items()), strict=False):
-        for name in sorted(members):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            style = "o-" if len(points) < 8 else "-"
-            axis.plot(*zip(*points, strict=True), style, ms=3, label=name.rpartition("/")[2])
-        if panel.endswith("r2"):
-            axis.axhline(POOLED_R2_FLOOR, color="grey", ls=":", lw=1)
-            axis.set_ylim(-0.1, 1)
-        axis.set_title(members[0] if len(members) == 1 else panel, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        axis.grid(alpha=0.3)
-        if len(members) > 1:
-            axis.legend(fontsize=7)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
+            if name not in taken:
+                taken[name] = Curve(*_axis(name, sets), [], [])
+            taken[name].steps.append(row["step"])
+            taken[name].values.append(value)
+    return {
+        name: curve
+        for name, curve in taken.items()
+        if name not in ("step", "epoch") and (len(set(curve.values)) > 1 or len(rows) == 1)
+    }
+
+
+def _axis(name: str, sets: Collection[str]) -> tuple[str, str]:
+    first, _, rest = name.partition("/")
+    where, words = (
+        (first, rest.split("/")) if rest and first in sets else ("train", name.split("/"))
+    )
+    words = [SYNONYMS.get(word, word) for word in words]
+    measured = next((word for word in words if word in MEASURED), None)
+    if measured is None:
+        axis, _, last = name.rpartition("/")
+        return axis or name, last
+    return measured, " ".join([where, *(word for word in words if word != measured)])
+
+
+def curve_figure(axis_name: str, curves: Sequence[Curve]) -> Figure:
+    """Draw the curves of one axis."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for curve in curves:
+        style = "o-" if len(curve.steps) < 8 else "-"
+        axis.plot(curve.steps, curve.values, style, ms=4, label=curve.label)
+    if axis_name == "r2":
+        axis.axhline(POOLED_R2_FLOOR, color="grey", ls=":", lw=1)
+        axis.set_ylim(-0.1, 1)
+    axis.set_title(axis_name, fontsize=12, parse_math=False)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    if len(curves) > 1:
+        axis.legend(fontsize=8)
     return figure
+
+
+def learning_curves(
+    rows: Sequence[Mapping[str, Any]], sets: Collection[str] = (), show: Sequence[str] = ()
+) -> dict[Picture, Figure]:
+    """One figure an axis: the loss and what `show` names first, the others folded away."""
+    axes: dict[str, list[str]] = {}
+    found = _curves(rows, sets)
+    for name in sorted(found, key=lambda name: (found[name].axis != "loss", name)):
+        axes.setdefault(found[name].axis, []).append(name)
+    drawn: dict[Picture, Figure] = {}
+    folded: dict[Picture, Figure] = {}
+    for axis, names_ in axes.items():
+        members = [found[name] for name in names_]
+        ends = (f"{c.label} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in members)
+        matters = any(fnmatch.fnmatch(name, pattern) for name in names_ for pattern in show)
+        first = matters or axis == "loss"
+        file = "curve_" + re.sub(r"[^A-Za-z0-9_-]+", "-", axis)
+        picture = Picture(
+            "Learning curves" if first else "More curves",
+            file,
+            f"{axis} over {rows[-1]['step']} steps: {'; '.join(ends)}",
+            folded=not first,
+        )
+        (drawn if first else folded)[picture] = curve_figure(axis, members)
+    return drawn | folded
 
 
 def examples(arrays: Mapping[str, np.ndarray]) -> Figure:
     """The first pictures that the network saw, view pairs in a row, with their latents."""
     views, latents = arrays["views"], arrays.get("latent")
     count, pairs = min(len(views), 12), views.shape[1]
-    columns = 3 if pairs > 1 else 6
+    columns = 2 if pairs > 1 else 4
     lines = -(-count // columns)
-    figure = Figure(figsize=(1.5 * columns * pairs, 2.2 * lines), layout="tight")
+    height = 1.9 if latents is None else 2.4
+    figure = Figure(figsize=(1.6 * columns * pairs, height * lines), layout="tight")
     axes = figure.subplots(lines, columns * pairs, squeeze=False)
     names = arrays.get("class_names")
     for axis in axes.flat:
@@ -92,7 +160,7 @@ def examples(arrays: Mapping[str, np.ndarray]) -> Figure:
                 f"floor {floor:.2f}  light {hue:.2f}",
                 "light at {:.0f}, {:.0f}".format(*degrees[3:]),
             ]
-        axis.set_title("\n".join(title), fontsize=7, parse_math=False)  # names may have a $
+        axis.set_title("\n".join(title), fontsize=8, parse_math=False)  # names may have a $
     return figure
 
 
@@ -155,6 +223,82 @@ def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
+def as_seen(arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Put the stored views through the run's photometry; levels in [0, 1].
+
+    Means and deviations are left out, since nobody can look at them.
+    """
+    train = config["train"]
+    plain = [re.sub(r"normalise\([^|]*\)", "normalise('unit')", pipe) for pipe in train["augment"]]
+    change = jax.jit(augment.make(plain, train.get("mix") or "", len(arrays["class_names"])))
+    batch = {name: arrays[name] for name in ("views", "label", "mask") if name in arrays}
+    seen = change(jax.random.key(config["seed"]), batch)["views"]
+    return {**arrays, "views": np.clip(np.asarray(seen), 0, 1)}
+
+
+def headlines(run: table.Run, classes: int | None) -> list[Number]:
+    """Up to six of the columns of the table, each beside what a guess would have.
+
+    Of a network with parts each is that of its better part.
+    """
+    published = run.config.get("published") or {}
+    found = []
+    for column in table.COLUMNS:
+        if column.title not in (*GUESSES, *CONSTANT):
+            continue
+        parts = {part: run.value(column, part) for part in table.PARTS}
+        known = {part: value for part, value in parts.items() if value is not None}
+        if known:
+            part = max(known, key=lambda part: known[part])
+            name = column.title if part == "all" else f"{column.title}, {part} part"
+            chance = CONSTANT.get(column.title)
+            if classes and column.title in GUESSES:
+                chance = min(1.0, GUESSES[column.title] / classes)
+            found.append(Number(name, known[part], chance, published.get(column.title)))
+    return found[:6]
+
+
+def facts(run: table.Run, arrays: Mapping[str, np.ndarray] | None) -> list[tuple[str, str]]:
+    """Say what was run, on what, for how long."""
+    config, last = run.config, run.rows[-1]
+    told = [("method", _with_arguments(config.get("method")))]
+    if config.get("init_from"):
+        told.append(("begins with", f"{config['init_from']} ({run.encoder})"))
+    told.append(("backbone", _with_arguments(config.get("backbone"))))
+    source = (config.get("train") or {}).get("source")
+    if source:
+        told.append(("data", _with_arguments(source)))
+    if arrays is not None and "class_names" in arrays:
+        names_ = [str(name) for name in arrays["class_names"]]
+        more = f" and {len(names_) - 10} more" if len(names_) > 10 else ""
+        told.append(("classes", f"{len(names_)}: {', '.join(names_[:10])}{more}"))
+    epochs = f", {last['epoch']:.4g} epochs" if "epoch" in last else ""
+    told.append(("steps", f"{last['step']} of {config['batch_size']} examples{epochs}"))
+    told.append(("seed", str(config["seed"])))
+    return told
+
+
+def _with_arguments(described: Any) -> str:
+    """`name (argument=value, ...)` of a part of a config."""
+    if not isinstance(described, Mapping) or "name" not in described:
+        return str(described)
+    rest = ", ".join(
+        f"{key}={_with_arguments(value)}"
+        for key, value in described.items()
+        if key != "name" and value not in (None, "", [], {})
+    )
+    return f"{described['name']} ({rest})" if rest else str(described["name"])
+
+
+def in_words(method: Mapping[str, Any] | None) -> str:
+    """What a method is, in the words of its own file."""
+    name = (method or {}).get("name")
+    if not name:
+        return "A run without a method"
+    said = names.module("methods", name).__doc__ or name
+    return said.partition("\n")[0].rstrip(".")
+
+
 def write(workdir: pathlib.Path) -> pathlib.Path:
     """Write `figures/*.png` and `report.html` of a run; return the page's path.
 
@@ -163,70 +307,77 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: the directory holds no run.
     """
-    rows = log.read_metrics(workdir)
-    if not rows or not (workdir / CONFIG_FILE).exists():
-        raise Refusal(f"{workdir} holds no run: no {CONFIG_FILE} or no logged step")
-    config = json.loads((workdir / CONFIG_FILE).read_text())
-    made = {"Learning curves": ("curves", curves(rows))}
+    run = table.read(workdir)
+    config = run.config
+    sets = [name for name, part in config.items() if isinstance(part, dict) and "source" in part]
+    made = learning_curves(run.rows, sets, config.get("show") or ())
     seen = _load(workdir / EXAMPLES_FILE) if (workdir / EXAMPLES_FILE).exists() else None
     if seen is not None and seen["views"].ndim == 5:  # an evaluation may read features instead
-        made["What the network sees"] = ("examples", examples(seen))
+        alt = "Training images after all augmentation, each under the name of its class"
+        made[Picture("What the network sees", "examples", alt)] = examples(as_seen(seen, config))
     for file in sorted(workdir.glob("features_*.npz")):
         arrays, which = _load(file), file.stem.partition("_")[2]
         if "representation" not in arrays:
             continue
         if arrays["representation"].shape[-1] > 1:
-            made[f"Singular values ({which})"] = (f"spectrum_{which}", spectrum(arrays))
-            made[f"Principal components ({which})"] = (f"projection_{which}", projection(arrays))
+            alt = f"Singular values of the representations of {which}, largest first, by part"
+            title = f"Singular values ({which})"
+            made[Picture(title, f"spectrum_{which}", alt)] = spectrum(arrays)
+            alt = f"First two principal components of the representations of {which}, by class"
+            title = f"Principal components ({which})"
+            made[Picture(title, f"projection_{which}", alt)] = projection(arrays)
         if "turned_logits" in arrays:
-            angles = pictures.circle(
-                {which: turned.accuracies(arrays["turned_logits"], arrays["label"])}
-            )
-            made[f"Accuracy by angle ({which})"] = (f"angles_{which}", angles)
+            found = turned.accuracies(arrays["turned_logits"], arrays["label"])
+            alt = f"Accuracy on {which} by the angle of the image: mean {np.mean(found):.3f}"
+            title = f"Accuracy by angle ({which})"
+            made[Picture(title, f"angles_{which}", alt)] = pictures.circle({which: found})
 
     if (config.get("method") or {}).get("name") == "eqinv":
-        from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
-
-        sets = sorted(workdir.glob("features_*.npz"))
-        features = {file.stem: _load(file) for file in sets}
-        made |= environments.figures(workdir, features)
-        beside = {
-            name: workdir / name / "features_testgt.npz" for name in config.get("compare", ())
-        }
-        judged = {name: _load(file) for name, file in beside.items() if file.exists()}
-        judged["this run"] = features.get("features_testgt", {})
-        known = {name: seen for name, seen in judged.items() if {"logits", "latent"} <= set(seen)}
-        if known:
-            shifted = environments.by_shift(known)
-            made["Accuracy by the shift of the context (testgt)"] = ("shift", shifted)
+        made |= _of_eqinv(workdir, config)
 
     folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)
-    for name, figure in made.values():
-        figure.savefig(folder / f"{name}.png", dpi=90)
-    shown = {title: name for title, (name, _) in made.items()}
-    shown |= {t: name for t, name in PROBED.items() if (folder / f"{name}.png").exists()}
-    body = []
-    for title, name in shown.items():
-        data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-        body.append(f'<h2>{title}</h2><img alt="{name}" src="data:image/png;base64,{data}">')
-    last = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>"
-        for name, value in sorted(rows[-1].items())
-    )
-    compared = ""
+    for picture, figure in made.items():
+        figure.savefig(folder / f"{picture.file}.png", dpi=90)
+    shown = [*made, *(p for p in PROBED if (folder / f"{p.file}.png").exists())]
+    compared: list[list[str]] = []
     if config.get("compare"):
         runs = {name: table.read(workdir / name) for name in config["compare"]}
-        cells = table.beside({**runs, "this run": table.read(workdir)})
-        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in cells)
-        compared = f"<h2>Comparison</h2><table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+        compared = table.beside({**runs, "this run": run})
+    classes = len(seen["class_names"]) if seen is not None and "class_names" in seen else None
     page = workdir / "report.html"
     page.write_text(
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(workdir.name)}</title>"
-        "<style>body{font:15px system-ui;margin:2em;max-width:1200px}img{max-width:100%}"
-        "td{padding:0 1em 0 0}pre{background:#f4f4f4;padding:1em;overflow:auto}</style>"
-        f"<h1>{html.escape(workdir.name)}</h1>{compared}{''.join(body)}"
-        f"<h2>Last logged step</h2><table>{last}</table>"
-        f"<h2>Config</h2><pre>{html.escape(json.dumps(config, indent=2))}</pre>\n"
+        render(
+            Page(
+                run=workdir.resolve().name,
+                what=in_words(config.get("method")),
+                facts=facts(run, seen),
+                numbers=headlines(run, classes),
+                compared=compared,
+                pictures=[(p, (folder / f"{p.file}.png").read_bytes()) for p in shown],
+                metrics=run.rows[-1],
+                config=config,
+            )
+        )
     )
     return page
+
+
+def _of_eqinv(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[Picture, Figure]:
+    """What EqInv made of its data, and how it and the runs beside it bear a shift."""
+    from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
+
+    features = {file.stem: _load(file) for file in sorted(workdir.glob("features_*.npz"))}
+    made = {
+        Picture(title, name, title): figure
+        for title, (name, figure) in environments.figures(workdir, features).items()
+    }
+    beside = {name: workdir / name / "features_testgt.npz" for name in config.get("compare", ())}
+    judged = {name: _load(file) for name, file in beside.items() if file.exists()}
+    judged["this run"] = features.get("features_testgt", {})
+    known = {name: seen for name, seen in judged.items() if {"logits", "latent"} <= set(seen)}
+    if known:
+        title = "Accuracy by the shift of the context (testgt)"
+        alt = f"Accuracy of {', '.join(known)} by how far the context lies from the class's own"
+        made[Picture(title, "shift", alt)] = environments.by_shift(known)
+    return made

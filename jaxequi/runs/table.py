@@ -22,7 +22,16 @@ from jaxequi.train.workdir import CONFIG_FILE
 
 ONLINE = "online"
 PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online heads'
-NO_RESULT = ("seed", "mesh", "sharding", "loader", "show", "profile_steps", "log_every_steps")
+NO_RESULT = (
+    "seed",
+    "mesh",
+    "sharding",
+    "loader",
+    "show",
+    "published",
+    "profile_steps",
+    "log_every_steps",
+)
 
 
 class Column(NamedTuple):
