@@ -145,13 +145,26 @@ def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
         while inner.args and isinstance(inner.args[0], BaseException):
             inner = inner.args[0]
         field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
-        raise Refusal(f"unknown config field {field}. {hint}") from error
+        more = hint or _beside(argv, field.strip("'\""))
+        raise Refusal(f"unknown config field {field}. {more}".rstrip()) from error
     except Refusal:
         raise
     except Exception as error:  # whatever else a config file does while it runs
         raise Refusal(
             f"the config file cannot be run: {type(error).__name__}: {str(error) or 'no message'}"
         ) from error
+
+
+def _beside(argv: Sequence[str], field: str) -> str:
+    """How to give a part of the config an argument that it does not list."""
+    dotted = re.compile(rf"^--?config\.(.+)\.{re.escape(field)}(=|$)")
+    parent = next((found[1] for word in argv if (found := dotted.match(word))), "")
+    if not parent:
+        return ""
+    return (
+        f"'{parent}' does not list it; if what it names has such an argument, write it whole: "
+        f"--config.{parent}=\"{{'name': ..., '{field}': ...}}\""
+    )
 
 
 def _said(text: str) -> str:

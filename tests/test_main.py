@@ -47,6 +47,10 @@ NOT_EXACT = f"--config={ROOT}/configs/rotmnist.py:approximate27,smoke"
         (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'"),
         ((f"--config={ROOT}/configs/sie.py:vicrag",), "Did you mean 'vicreg'"),
         ((SMOKE, "--config.batchsize=4"), '"batch_size"'),
+        (
+            (SMOKE, "--config.val.source.root=a"),
+            "--config.val.source=\"{'name': ..., 'root': ...}\"",
+        ),
         ((f"--config={ROOT}/configs/linear.py",), "--config.init_from=FOLDER_OF_A_RUN"),
         ((SMOKE, "--workdir=/dev/null/x"), "cannot be used"),
         ((SMOKE, "extra"), "not 1 arguments ('extra')"),
