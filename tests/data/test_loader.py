@@ -92,6 +92,29 @@ def test_a_source_is_asked_once_a_batch(toy):
     assert source.reads == 3
 
 
+def test_each_host_reads_its_rows_and_no_others(toy):
+    [whole] = read(toy(num_views=2), threads=0, stop=1)
+    for mine in np.arange(BATCH).reshape(4, -1):
+        source, seen = toy(num_views=2), []
+        pixels = source.read
+        source.read = lambda indices, views, seen=seen, pixels=pixels: (
+            seen.extend(indices) or pixels(indices, views)
+        )
+        with loader.batches(
+            source,
+            transforms.make(["decode"] * 2),
+            functools.partial(order.epochs, 5, batch_size=BATCH, n=len(source)),
+            seed=5,
+            start=0,
+            stop=1,
+            num_views=2,
+            positions=mine,
+            threads=0,
+        ) as batches:
+            list(batches)
+        assert sorted(seen) == sorted(whole["index"][mine])
+
+
 def test_an_evaluation_pass_covers_each_example_once(toy):
     rows = functools.partial(order.once, batch_size=16, n=40)
     transform = transforms.make(["decode"])
