@@ -89,7 +89,8 @@ def load(
 
     Returns:
       Its step, its config, and {"params": ..., **extra}; numpy arrays. With `backbone_alone` the
-      config has no method, and the variables are those of the backbone.
+      config has no method, and the variables are those of the backbone; of heads on a frozen
+      network, of that.
 
     Raises:
       ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
