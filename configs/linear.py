@@ -28,13 +28,13 @@ moving average of a method that keeps one: --config.init_encoder=target.
 `mae_finetune` on the class token: --config.backbone_changes.pool=token; at 448 pixels what learned
 at 224: --config.backbone_changes.position_grid=14, the side of its grid of patches.
 
-Words: `1percent` and `10percent` learn from that share of the examples, drawn once; `large` and
-`huge` are the sizes of the networks of `mae` and `mae_finetune`, which differ in their schedules;
-`smoke` takes seconds. `paper` is the published experiment on ImageNet: batch, epochs, crops, an
-evaluation every so many epochs, and the best of them kept. With `finetune` it is that of SimCLR
-(Chen et al., ICML 2020, appendix B.5), which asks for `1percent` or `10percent`. Published rates
-are for a batch of 256, and scaled with it; where the reference's loader keeps a last smaller batch
-(MoCo), ours leaves it out.
+Words: `1percent` and `10percent` learn from that share of the examples, drawn once, equally many of
+each class, as are SimCLR's lists of ImageNet; `large` and `huge` are the sizes of the networks of
+`mae` and `mae_finetune`, which differ in their schedules; `smoke` takes seconds. `paper` is the
+published experiment on ImageNet: batch, epochs, crops, an evaluation every so many epochs, and the
+best of them kept. With `finetune` it is that of SimCLR (Chen et al., ICML 2020, appendix B.5),
+which asks for `1percent` or `10percent`. Published rates are for a batch of 256, and scaled with
+it; where the reference's loader keeps a last smaller batch (MoCo), ours leaves it out.
 
 Measured on two CPU cores, 2026-11-27, seed 0: configs/sie.py:VARIANT with --config.total_steps=300
 (60 held-out objects of 12 classes in 50 views; chance is 8 %), and the classifier of

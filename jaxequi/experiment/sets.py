@@ -10,7 +10,8 @@ A set is a field with a `source`: `train`, `val`, and any other. It says everyth
     eval_examples  evaluations read at most so many examples, drawn once; None reads all
 
 The training set has `order`, "epochs" or "stream", `mix`, which mixes examples, and `share`, a part
-of its examples between 0 and 1 that is drawn once, besides, and no batch size of its own.
+of its examples between 0 and 1 that is drawn once, equally many of each class, besides, and no
+batch size of its own.
 Evaluations see its examples as `val` shows its own, in evaluation batches: nothing is drawn there
 that the training draws.
 """
@@ -30,7 +31,7 @@ from jax.sharding import Mesh
 from jaxequi import arguments, augment, names
 from jaxequi.data import loader, order, transforms
 from jaxequi.data.sources import subset
-from jaxequi.data.sources._open import open_source
+from jaxequi.data.sources._open import make_source as make_source
 from jaxequi.data.sources._views import AllViews
 from jaxequi.errors import Refusal
 from jaxequi.train import mesh as meshes
@@ -194,9 +195,12 @@ def resolved(
                 arguments.check(f"{name}.share", one.share, float)
                 if not 0 < one.share <= 1:
                     raise Refusal(f"{name}.share={one.share}: a part above 0 and at most 1")
-                if not isinstance(one.source, ml_collections.ConfigDict):
-                    raise Refusal(f"{name}.share={one.share} is of a source given as a dict only")
-                one.source = {"name": "subset", "source": one.source.to_dict(), "stop": one.share}
+                whole = one.source
+                if isinstance(whole, ml_collections.ConfigDict):
+                    whole = whole.to_dict()
+                part = {"name": "subset", "stop": one.share, "balanced": True}
+                with one.ignore_type():  # a dict in place of a text
+                    one.source = {**part, "source": whole}
             if "share" in one:
                 del one["share"]
 
@@ -213,17 +217,6 @@ def move_root(name: str, one: ml_collections.ConfigDict) -> None:
         one.source.root = one.root
     if "root" in one:
         del one["root"]
-
-
-def make_source(given: Any) -> Source:
-    """Make a source of a dict with a `name`, or of a text such as "folder(root='train')".
-
-    Raises:
-      ValueError: no such source, or arguments that are not its own.
-    """
-    if isinstance(given, str):
-        return open_source(given)
-    return names.made("data.sources", given)
 
 
 def make_set(

@@ -28,7 +28,7 @@ class Trained:
       step: of the checkpoint.
       config: of the run.
       backbone: (images f32[B, H, W, 3], train) -> f32[B, R].
-      method: None for a checkpoint that holds a backbone alone.
+      method: None for a checkpoint that holds a backbone alone, or heads on a frozen one.
       params, extra: the method's values, or {"backbone": ...}; numpy arrays. Their shapes alone, of
         a run that is still to begin.
     """
@@ -83,7 +83,9 @@ class Trained:
         if self.method is not None:
             return dict(self.method.encode(params, extra, views))
         images = views.reshape(-1, *views.shape[2:])
-        stats = {name: tree["backbone"] for name, tree in collections(extra).items()}
+        stats = {
+            n: tree["backbone"] for n, tree in collections(extra).items() if "backbone" in tree
+        }
         alone: Any = self.backbone.apply({"params": params["backbone"], **stats}, images, False)
         return {"representation": alone.reshape(*views.shape[:2], -1)}
 
@@ -129,6 +131,12 @@ def describe(
         extra = dict(held[encoder])
         params = extra.pop("params")
     params = {name: tree for name, tree in params.items() if name != "online"}
+    frozen = extra.get(OWN, {}).get("backbone")
+    heads = bool(frozen) and "backbone" not in params  # on a network that learned no more
+    if heads:
+        extra = {name: dict(tree) for name, tree in collections(extra).items()}
+        for name, tree in frozen.items():
+            (params if name == "params" else extra.setdefault(name, {}))["backbone"] = tree
     if "backbone" not in params:
         raise Refusal(
             f"{run} holds {', '.join(params) or 'no parameters'}, but no backbone; start with the "
@@ -136,6 +144,6 @@ def describe(
         )
     backbone = networks.make_backbone(config)
     method = None
-    if config.method is not None and not encoder:
+    if config.method is not None and not encoder and not heads:
         method = networks.make_method(config, {})
     return Trained(run, step, config, backbone, method, params, extra)

@@ -69,7 +69,7 @@ def _config() -> ml_collections.ConfigDict | None:
     if FLAGS.config is None:
         return None
     config, overridden, given = cli.config(FLAGS)
-    if "backbone" not in config:
+    if config.get("backbone") is None:
         raise Refusal(f"{given} describes no network; give the config of a training")
     config = config.copy_and_resolve_references()
     networks.follow_names(config, overridden)

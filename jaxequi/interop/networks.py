@@ -15,12 +15,12 @@ import numpy as np
 
 from jaxequi import experiment
 from jaxequi.errors import Refusal
-from jaxequi.experiment import sets
+from jaxequi.experiment import sets, trained
 from jaxequi.interop import files
 from jaxequi.train import checkpoint
 from jaxequi.train import mesh as meshes
 from jaxequi.train.workdir import CHECKPOINTS
-from jaxequi.types import PyTree
+from jaxequi.types import OWN, PyTree
 
 follow_names = experiment.follow_names
 
@@ -35,7 +35,7 @@ def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) 
     """
     method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
     views = max(config.train.num_views, len(config.train.views or ()))
-    rows = 2 * config.norm.groups  # which divide every batch
+    rows = 2 * config.norm.groups * config.method.get("norm_groups", 1)  # parts of any batch
     batch = {
         "views": jax.ShapeDtypeStruct((rows, views, side, side, 3), jnp.float32),
         "latent": jax.ShapeDtypeStruct((rows, views, 7), jnp.float32),
@@ -89,7 +89,8 @@ def load(
 
     Returns:
       Its step, its config, and {"params": ..., **extra}; numpy arrays. With `backbone_alone` the
-      config has no method, and the variables are those of the backbone.
+      config has no method, and the variables are those of the backbone; of heads on a frozen
+      network, of that.
 
     Raises:
       ValueError: no such checkpoint, a damaged one, or one that holds no backbone.
@@ -97,13 +98,26 @@ def load(
     folder = pathlib.Path(run).absolute() / CHECKPOINTS
     step, saved, params, extra = checkpoint.read_network(folder, step)
     config = ml_collections.ConfigDict(saved)
-    if "backbone" not in config or "backbone" not in params:
-        raise Refusal(f"{run} holds {', '.join(params)}, but no backbone")
     variables = {"params": params, **extra}
+    if config.method is not None and config.method.name == "linear":
+        variables[OWN] = {"backbone": _frozen(config, extra)}
+        alone = variables[OWN]["backbone"]
+    elif "backbone" not in config or "backbone" not in params:
+        raise Refusal(f"{run} holds {', '.join(params)}, but no backbone")
+    else:
+        alone = backbone(variables)
     if backbone_alone:
         config.method = None
-        variables = under_backbone(backbone(variables))
+        variables = under_backbone(alone)
     return step, config, variables
+
+
+def _frozen(config: ml_collections.ConfigDict, extra: PyTree) -> PyTree:
+    """The network under the heads of a run; with stored features it is in the run before only."""
+    held = extra.get(OWN, {}).get("backbone")
+    if held:
+        return held
+    return trained.load(config.init_from, config.init_step, config.init_encoder).backbone_variables
 
 
 def save(

@@ -12,6 +12,7 @@ import pytest
 from configs import linear
 from jaxequi import experiment
 from jaxequi.errors import Refusal
+from jaxequi.experiment import sets
 from jaxequi.models import vit
 from jaxequi.train import checkpoint, log, loop, optim, programs
 from jaxequi.train.state import lay
@@ -139,6 +140,11 @@ def test_a_share_of_the_labels(byol_run):
     job = experiment.build(config)
     assert job.examples == whole.examples // 10
     assert job.config["train"]["source"]["source"] == whole.config["train"]["source"]
+    shared = sets.make_source(job.config["train"]["source"])
+    assert sorted(np.bincount(shared.labels)) == 7 * [14] + 3 * [15]
+    text = config_of("linear", "finetune,10percent,smoke", byol_run, train__source="digits()")
+    also = sets.make_source(experiment.build(text).config["train"]["source"])
+    np.testing.assert_array_equal(also.labels, shared.labels)
     assert job.sets["val"].examples == whole.sets["val"].examples
     assert {one.name for one in job.evaluations} == {"classification"}
 
@@ -277,8 +283,8 @@ def uncompiled(tmp_path, nothing_compiles):
         (
             "supervised",
             "smoke",
-            {"batch_size": 8, "train__share": 0.001},
-            "empty or outside|8 .* 1",
+            {"batch_size": 16, "train__share": 0.001},  # one of each class
+            "16 .* 10",
         ),
     ],
 )

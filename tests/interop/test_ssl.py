@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 import re
 
+import ml_collections
 import numpy as np
 import pytest
 from case import Case
@@ -13,8 +15,9 @@ from case import Case
 from configs import byol, mae, moco, simsiam
 from configs import linear as linear_config
 from jaxequi import experiment
+from jaxequi.experiment import trained
 from jaxequi.interop import files, formats, mapping, networks
-from jaxequi.interop.formats import _vit, airl
+from jaxequi.interop.formats import _vit, airl, mae_linear
 from jaxequi.models import torchvision_resnet
 from jaxequi.nn.transformer import sincos_positions
 from jaxequi.train import loop
@@ -293,6 +296,133 @@ def test_an_encoder_says_itself_what_network_it_is(filled):
     shallow = {k: v for k, v in alone.items() if not k.startswith("blocks.11")}
     with pytest.raises(ValueError, match="has patch=16, width=192, depth=11; give a --config"):
         formats.find("vit").read(shallow, None)
+
+
+@pytest.fixture(scope="module")
+def probe():
+    """A linear probe of the published code after three steps: state dict, images, logits."""
+    case = Case(GOLDEN / "mae_linprobe.npz")
+    state = dict(case.under("param"))
+    for name, found in (("1.weight", "weight_2"), ("1.bias", "bias_2")):
+        state[f"head.{name}"] = case[f"out/{found}"]
+    for moment in ("mean", "var"):
+        state[f"head.0.running_{moment}"] = case[f"out/bn_running_{moment}"]
+    pictures = np.moveaxis(case["in/imgs_2"], 1, -1)
+    return state, pictures, case["out/eval_logits"], case.meta
+
+
+def probe_config(meta, **method):
+    config = linear_config.get_config("mae")
+    size = {"patch": meta["p"], "width": meta["D"], "depth": meta["depth"], "heads": meta["H"]}
+    config.backbone = {"name": "vit", **size, "mlp_ratio": meta["mlp"], "positions": "learned"}
+    config.train.views = config.val.views = (f"decode|resize({meta['hw']})",)
+    with config.method.unlocked():
+        config.method.update(method)
+    return ml_collections.ConfigDict(config.to_dict()).lock()
+
+
+def test_a_linear_probe_of_mae(probe, tmp_path):
+    state, pictures, logits, meta = probe
+    config = probe_config(meta, norm_groups=32)
+    assert formats.of_file(state) == formats.of_file(state, config) == "mae_linear"
+    network = mae_linear.read(state, config)
+    assert network.config.method.num_classes == 5
+    assert len(network.left_out) == 1  # the counter of batches
+    networks.save(tmp_path / "probe", network.config, network.variables, 3)
+    step, saved, variables = networks.load(tmp_path / "probe")
+    assert (step, formats.of_run(saved)) == (3, "mae_linear")
+
+    method = experiment.make_method(saved, {})
+    params, extra = variables.pop("params"), variables
+    features = method.encode(params, extra, pictures[:, None])
+    np.testing.assert_allclose(
+        features["heads"]["classification-all-linear"][:, 0], logits, rtol=1e-4, atol=1e-5
+    )
+    file = mae_linear.write(saved, {"params": params, **extra}, 0)
+    assert "VisionTransformer(patch_size=8, embed_dim=16, depth=2, num_heads=2" in file.loads
+    assert "num_classes=5, global_pool=False) of models_vit.py with its head as" in file.loads
+    assert set(file.content["model"]) == set(state)
+    for key, array in state.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(file.content["model"][key], array, err_msg=key)
+    # Its frozen encoder is what --backbone writes, and what another run may start with.
+    _, saved, alone = networks.load(tmp_path / "probe", backbone_alone=True)
+    encoder = formats.find(formats.of_run(saved)).write(saved, alone, 0).content["model"]
+    assert set(encoder) == {key for key in state if not key.startswith("head")}
+    run = trained.load(tmp_path / "probe")
+    found = run.encode(run.params, run.extra, pictures[:, None])["representation"]
+    np.testing.assert_allclose(found, features["representation"], atol=1e-6)
+
+
+def test_what_no_linear_probe_of_mae_is(probe):
+    state, *_, meta = probe
+    renamed = {key.replace("1.bias", "2.bias"): array for key, array in state.items()}
+    with pytest.raises(ValueError, match=r"(?s)- head\.1\.bias \(for .*\+ head\.2\.bias"):
+        mae_linear.read(renamed, probe_config(meta))
+    moved, config = {**state, "pos_embed": state["pos_embed"] + 1}, probe_config(meta)
+    config.backbone.positions = "fixed"
+    with pytest.raises(ValueError, match="not the code of sines and cosines"):
+        mae_linear.read(moved, config)
+    with pytest.raises(ValueError, match=r"(?s)- head.1.weight \(for .*linear_0/kernel \(16, 3\)"):
+        mae_linear.read(state, probe_config(meta, num_classes=3))
+    with pytest.raises(ValueError, match="norm_epsilon=1e-05, and that of the original is 1e-06"):
+        mae_linear.read(state, probe_config(meta, norm_epsilon=1e-5))
+    for change in ({"batch_norm": "behind"}, {"batch_norm": ""}, {"drift": True}):
+        config = probe_config(meta, **change)
+        assert not mae_linear.native(config)
+        with pytest.raises(ValueError, match="the config describes method 'linear'"):
+            formats.of_file(state, config)
+
+
+def test_a_linear_probe_says_itself_what_network_it_is(filled):
+    meta = {"p": 16, "D": 192, "depth": 12, "H": 3, "mlp": 4.0, "hw": 224}
+    config = probe_config(meta, num_classes=7)
+    config.backbone.positions = "fixed"
+    variables = filled(networks.shapes(config, 7, 32))
+    state = mae_linear.write(config, variables, 0).content["model"]
+    np.testing.assert_array_equal(state["pos_embed"], sincos_positions(192, 14, 14)[None])
+    network = mae_linear.read(state, None)
+    np.testing.assert_equal(network.variables, variables)
+    assert dict(network.config.backbone) == {
+        "name": "vit",
+        "architecture": "tiny",
+        "pool": "token",
+        "positions": "fixed",
+    }
+    config.backbone.update(width=768, heads=12)
+    variables = filled(networks.shapes(config, 7, 32))
+    file = mae_linear.write(config, variables, 0)
+    assert file.loads == (
+        "main_linprobe.py --model vit_base_patch16 --nb_classes 7, by --resume --eval"
+    )
+
+
+def test_a_probe_on_stored_features_is_written_with_its_network(tmp_path, filled):
+    config = config_of("mae:base,smoke")
+    variables = filled(networks.shapes(config, 0, 16))
+    networks.save(tmp_path / "mae", config, variables, 2)
+    probed = linear_config.get_config("mae,smoke")
+    probed.init_from, probed.cache.folder = str(tmp_path / "mae"), str(tmp_path / "features")
+    assert loop.run(experiment.build(probed), tmp_path / "run") == loop.FINISHED
+    _, saved, variables = networks.load(tmp_path / "run")
+    state = mae_linear.write(saved, variables, 0).content["model"]
+    kernel = variables["own"]["backbone"]["params"]["patch_embed"]["kernel"]
+    np.testing.assert_array_equal(state["patch_embed.proj.weight"], kernel.transpose(3, 2, 0, 1))
+    # read again, it is judged as it stands
+    network = mae_linear.read(state, saved.copy_and_resolve_references())
+    networks.save(tmp_path / "again", network.config, network.variables, 3)
+    judged = linear_config.get_config("mae,smoke")
+    judged.init_from, judged.fresh, judged.total_steps = str(tmp_path / "again"), "", 0
+    judged.cache.on = False
+    assert loop.run(experiment.build(judged), tmp_path / "judged") == loop.FINISHED
+    first, second = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in ("run", "judged")
+    )
+    same = [key for key in second if key.startswith("val/heads/")]
+    assert "val/heads/top1/classification-all-linear" in same
+    for key in same:
+        assert second[key] == pytest.approx(first[key], rel=1e-5)
 
 
 def test_an_imported_checkpoint_is_evaluated(tmp_path, filled):

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxequi import names
 from jaxequi.data.errors import DataError
+from jaxequi.data.sources import _labels
+from jaxequi.data.sources._open import make_source
 from jaxequi.data.sources.subset import Subset
-from jaxequi.types import Source
 
 POOL = 50  # examples of a class in the VIPriors challenge
-AT_ONCE = 1000  # records read for their labels
 
 
 def choose(
@@ -44,11 +43,13 @@ def choose(
     return [np.sort(rng.choice(pool, shots, replace=False))] * len(counts)
 
 
-def make(source: Mapping[str, Any], shots: int, seed: int = 0, independent: bool = False) -> Subset:
+def make(
+    source: Mapping[str, Any] | str, shots: int, seed: int = 0, independent: bool = False
+) -> Subset:
     """Take `shots` examples of each class, in the order of the source.
 
     Args:
-      source: name and arguments of the other source.
+      source: the other one, its name and arguments, or a text such as "folder(root='train')".
       shots: examples of a class.
       seed: of the draw.
       independent: draw for each class anew; else the same positions in every class, as the
@@ -57,8 +58,8 @@ def make(source: Mapping[str, Any], shots: int, seed: int = 0, independent: bool
     Raises:
       ValueError: a class with fewer examples than shots.
     """
-    inner = names.made("data.sources", source)
-    labels = _labels(inner)
+    inner = make_source(source)
+    labels = _labels.find(inner)
     counts = np.bincount(labels, minlength=len(inner.class_names))
     if not 1 <= shots <= counts.min():
         least = int(counts.argmin())
@@ -69,19 +70,3 @@ def make(source: Mapping[str, Any], shots: int, seed: int = 0, independent: bool
     chosen = choose(counts.tolist(), shots, seed, independent=independent, pool=int(counts.min()))
     rows = [np.flatnonzero(labels == k)[places] for k, places in enumerate(chosen)]
     return Subset(inner, np.sort(np.concatenate(rows)))
-
-
-def _labels(source: Source) -> np.ndarray:
-    """The class of every example; read where the source does not know them."""
-    known = getattr(source, "labels", None)
-    if known is not None:
-        return np.asarray(known)
-    found: list[int] = []
-    for start in range(0, len(source), AT_ONCE):
-        rows = range(start, min(start + AT_ONCE, len(source)))
-        records = source.read(rows, np.zeros((len(rows), 1), np.int64))
-        found += [int(record["label"]) for record in records]
-    labels = np.asarray(found)
-    if labels.min() < 0:
-        raise DataError(f"{source} has unlabelled examples; take a split with labels.")
-    return labels

@@ -10,6 +10,8 @@ import numpy as np
 from jaxequi import names
 from jaxequi.data import decoding, transforms
 from jaxequi.data.errors import DataError
+from jaxequi.data.sources import _labels
+from jaxequi.data.sources._open import make_source
 from jaxequi.types import Record, Source
 
 TURN = "turn"  # the label that a turned picture can have in place of its class
@@ -27,6 +29,9 @@ class Rotated:
         self.degrees = draw.uniform(0, 360, len(source))
         if quarters:
             self.degrees = self.degrees // 90 * 90
+        self.labels = _labels.known(source)
+        if self._turned:
+            self.labels = (self.degrees // 90).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -53,7 +58,7 @@ class Rotated:
 
 
 def make(
-    source: Mapping[str, Any], seed: int = 0, quarters: bool = False, label: str = "class"
+    source: Mapping[str, Any] | str, seed: int = 0, quarters: bool = False, label: str = "class"
 ) -> Rotated:
     """Turn each picture of a source by U(0, 360) degrees, the same at every epoch.
 
@@ -61,7 +66,7 @@ def make(
     a picture is up (Gidaris, Singh and Komodakis, ICLR 2018).
 
     Args:
-      source: name and arguments of the other source, `dict(name="folder", root=...)`.
+      source: the other one, its name and arguments, or a text such as "folder(root='train')".
       seed: of the angles.
       quarters: turn by 0, 90, 180 or 270 degrees, without loss; unequal sides change places.
       label: "class", or of quarter turns "turn", their number.
@@ -73,4 +78,4 @@ def make(
         raise names.unknown("label", label, ("class", TURN))
     if label == TURN and not quarters:
         raise DataError("label='turn' is the number of a quarter turn; set quarters=True as well.")
-    return Rotated(names.made("data.sources", source), seed, quarters, label)
+    return Rotated(make_source(source), seed, quarters, label)

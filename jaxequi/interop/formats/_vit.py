@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from jaxequi.errors import Refusal
-from jaxequi.interop import mapping
+from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import State
 from jaxequi.interop.mapping import SAME, Layout
 from jaxequi.models import vit
 from jaxequi.nn import transformer
 
+POSITIONS = "pos_embed"
 ENCODER = {"cls_token", "pos_embed", "patch_embed", "blocks"}
 _TOKENS = {"cls_token", "pos_embed", "mask_token"}
 _COMPUTED = "the code of sines and cosines, which ours computes"
@@ -43,6 +45,11 @@ def table(path: str) -> tuple[str, Layout]:
 def parts(state: State) -> set[str]:
     """The first parts of the names."""
     return {name.partition(".")[0] for name in state}
+
+
+def is_encoder(state: State) -> bool:
+    """Whether these are the names of an encoder, with a head or without."""
+    return parts(state) - {"head"} in (ENCODER | {"norm"}, ENCODER | {"fc_norm"})
 
 
 def side(config: ml_collections.ConfigDict) -> int:
@@ -104,6 +111,14 @@ def code(width: int, rows: int) -> np.ndarray:
     return transformer.sincos_positions(width, rows, rows)[None]
 
 
+def with_code(state: dict[str, np.ndarray], config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Give an encoder that computes its positions the table of theirs."""
+    if POSITIONS in state:
+        return state
+    module: Any = networks.module(config)
+    return {**state, POSITIONS: code(module.width, side(config) // module.patch)}
+
+
 def backbone(state: State) -> dict[str, object]:
     """Describe the encoder of a file as a config does.
 
@@ -131,3 +146,17 @@ def original(module: vit.ViT, prefix: str) -> str:
         if vit.SIZES[name] == size and module.mlp_ratio == 4:
             return f"{prefix}_{name}_patch{module.patch}"
     return ""
+
+
+def call(module: vit.ViT, side: int, classes: int) -> str:
+    """Write how `models_vit.py` of theirs makes an encoder for pictures of so many pixels."""
+    arguments = f"img_size={side}, num_classes={classes}, global_pool={module.pool == 'mean'}"
+    named = original(module, "vit")
+    if not named:
+        named = "VisionTransformer"
+        arguments = (
+            f"patch_size={module.patch}, embed_dim={module.width}, depth={module.depth}, "
+            f"num_heads={module.heads}, mlp_ratio={module.mlp_ratio}, qkv_bias=True, "
+            f"norm_layer=partial(nn.LayerNorm, eps=1e-6), {arguments}"
+        )
+    return f"{named}({arguments}) of models_vit.py"

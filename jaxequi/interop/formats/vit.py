@@ -18,12 +18,10 @@ from jaxequi.interop import mapping, networks
 from jaxequi.interop.formats import File, Network, State, _pair, _vit, check, torchvision
 from jaxequi.types import PyTree
 
-_POSITIONS = "pos_embed"
-
 
 def matches(state: State) -> bool:
     """Whether these are the names of an encoder, with a classifier or without."""
-    return _vit.parts(state) - {"head"} in (_vit.ENCODER | {"norm"}, _vit.ENCODER | {"fc_norm"})
+    return _vit.is_encoder(state) and "head.1.weight" not in state  # of `formats.mae_linear`
 
 
 def native(config: ml_collections.ConfigDict) -> bool:
@@ -40,11 +38,11 @@ def read(state: State, config: ml_collections.ConfigDict | None) -> Network:
         config = described(state, classes)
     check(native(config), config)
     config.online.features = ()  # the file has no head beside the method
-    side = _vit.grid(_POSITIONS, state) * networks.module(config).patch
+    side = _vit.grid(_vit.POSITIONS, state) * networks.module(config).patch
     template = networks.shapes(config, classes, side)
     left_out: tuple[str, ...] = ()
     if config.backbone.get("positions", "fixed") == "fixed":
-        state, left_out = _vit.without_codes(state, _POSITIONS)
+        state, left_out = _vit.without_codes(state, _vit.POSITIONS)
     if not classes:
         template = networks.under_backbone(networks.backbone(template))
         config.method = None
@@ -56,23 +54,11 @@ def write(config: ml_collections.ConfigDict, variables: PyTree, epoch: int) -> F
     check(native(config), config)
     del epoch  # theirs reads it only with the optimizer
     variables, left_out = _pair.without_heads(variables)
-    state = mapping.to_torch(variables, _vit.table)
+    state = _vit.with_code(mapping.to_torch(variables, _vit.table), config)
     module: Any = networks.module(config)
-    if _POSITIONS not in state:
-        state[_POSITIONS] = _vit.code(module.width, _vit.side(config) // module.patch)
-    side = _vit.grid(_POSITIONS, state) * module.patch
-    pooled = module.pool == "mean"
     classes = len(state.get("head.bias", ()))
-    arguments = f"img_size={side}, num_classes={classes}, global_pool={pooled}"
-    named = _vit.original(module, "vit")
-    if not named:
-        named = "VisionTransformer"
-        arguments = (
-            f"patch_size={module.patch}, embed_dim={module.width}, depth={module.depth}, "
-            f"num_heads={module.heads}, mlp_ratio={module.mlp_ratio}, qkv_bias=True, "
-            f"norm_layer=partial(nn.LayerNorm, eps=1e-6), {arguments}"
-        )
-    loads = f"{named}({arguments}) of models_vit.py"
+    side = _vit.grid(_vit.POSITIONS, state) * module.patch
+    loads = _vit.call(module, side, classes)
     if not classes:
         loads += ", and main_finetune.py by --finetune"
     return File({"model": state}, loads, left_out)
@@ -87,10 +73,10 @@ def described(state: State, classes: int) -> ml_collections.ConfigDict:
     config = torchvision.described("resnet50", classes or 1000)
     backbone: dict[str, Any] = dict(_vit.backbone(state))
     backbone["pool"] = "mean" if "fc_norm.weight" in state else "token"
-    fixed = not classes and _vit.is_code(_POSITIONS, state)
+    fixed = not classes and _vit.is_code(_vit.POSITIONS, state)
     backbone["positions"] = "fixed" if fixed else "learned"
     config.backbone = backbone
     patch = state["patch_embed.proj.weight"].shape[2]
-    recipe = recipes.mae_eval(_vit.grid(_POSITIONS, state) * patch)
+    recipe = recipes.mae_eval(_vit.grid(_vit.POSITIONS, state) * patch)
     config.val.views, config.val.augment = recipe.views, recipe.augment
     return config

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxequi.data.sources import arrays, digits, drawing, photographs, subset
+from jaxequi.data.sources import arrays, digits, drawing, fewshot, photographs, rotated, subset
 
 
 def views(rows, count=1):
@@ -108,6 +108,8 @@ def test_parts_of_one_order(ten):
 
 def test_parts_of_parts(ten):
     half = {"name": "subset", "source": ten, "stop": 0.5}
+    text = f"arrays(path={ten['path']!r})"
+    assert labels(subset.make(text)) == labels(subset.make(ten))
     inner = labels(subset.make(**{k: v for k, v in half.items() if k != "name"}))
     assert set(labels(subset.make(half, stop=0.4))) < set(inner)
 
@@ -123,3 +125,83 @@ def test_an_empty_part_is_refused(ten, start, stop):
 def test_an_unknown_source_is_refused(ten):
     with pytest.raises(ValueError, match="Did you mean 'arrays'"):
         subset.make({**ten, "name": "array"})
+
+
+class Silent:
+    """Classes 2, 0 and 4, of which there are 2, 12 and 6; the labels are known by reading only."""
+
+    class_names, num_views = tuple("abcde"), 1
+    classes = (0, 4) * 6 + (2, 0, 2) + (0,) * 5
+
+    def __len__(self):
+        return len(self.classes)
+
+    def __str__(self):
+        return "a source"
+
+    def read(self, rows, views):
+        return [{"image": [row] * views.shape[1], "label": self.classes[row]} for row in rows]
+
+
+@pytest.fixture
+def uneven(monkeypatch):
+    monkeypatch.setattr(subset, "make_source", lambda given: Silent())
+    return "silent"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (0.05, [1, 1, 1]),  # one example would be the share, and there are three classes
+        (0.15, [1, 1, 1]),
+        (0.3, [2, 2, 2]),
+        (0.45, None),  # class 2 has no more, and of the two others one is first
+        (0.6, [5, 2, 5]),
+        (1.0, [12, 2, 6]),
+    ],
+)
+def test_a_balanced_part_has_equally_many_of_each_class(uneven, stop, expected):
+    part = subset.make(uneven, stop=stop, balanced=True)
+    counts = np.bincount(labels(part), minlength=5)
+    assert not counts[[1, 3]].any()
+    assert counts.sum() == max(3, int(20 * stop))
+    if expected is None:
+        assert counts[2] == 2
+        assert sorted(counts[[0, 4]]) == [3, 4]
+    else:
+        assert counts[[0, 2, 4]].tolist() == expected
+
+
+def test_balanced_parts_lie_in_each_other_and_follow_their_seed(uneven):
+    def rows(**arguments):
+        part = subset.make(uneven, balanced=True, **arguments)
+        return [record["image"][0] for record in part.read(range(len(part)), views(len(part)))]
+
+    assert sorted(rows()) == list(range(20))
+    assert rows(stop=0.3) + rows(start=0.3) == rows() == rows()
+    assert rows(stop=0.05) == rows(stop=0.15)
+    assert rows(stop=0.05) + rows(start=0.05) == rows()
+    assert {tuple(sorted(rows(stop=0.3, seed=seed))) for seed in range(4)} != {
+        tuple(sorted(rows(stop=0.3)))
+    }
+
+
+def test_a_balanced_part_needs_labels(uneven, monkeypatch):
+    monkeypatch.setattr(Silent, "classes", (0, -1, 1))
+    assert len(subset.make(uneven, stop=0.7)) == 2
+    with pytest.raises(ValueError, match="a source has unlabelled examples"):
+        subset.make(uneven, stop=0.7, balanced=True)
+
+
+def test_a_source_that_knows_its_labels_is_not_read(ten, monkeypatch):
+    expected = labels(subset.make(ten, balanced=True, seed=3))
+    turned = rotated.make(ten, quarters=True, label="turn")
+    turns = [record["label"] for record in turned.read(range(10), views(10))]
+    monkeypatch.setattr(arrays.Arrays, "read", None)
+    half = subset.make(ten, balanced=True, seed=3)
+    assert half.labels.tolist() == expected
+    wrapped = subset.make({"name": "rotated", "source": {"name": "subset", "source": ten}})
+    assert sorted(wrapped.labels) == list(range(10))
+    wrapped = {"name": "rotated", "source": ten, "quarters": True, "label": "turn"}
+    assert sorted(subset.make(wrapped, balanced=True).labels) == sorted(turns)
+    assert fewshot.make({"name": "subset", "source": ten, "stop": 1.0}, 1).labels.size == 10
