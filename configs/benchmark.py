@@ -48,10 +48,11 @@ protocol for SGD as they were: *not held*. Linear accuracy by `configs/linear.py
     v2+   SGD 77.4 ± 0.4, LARS 79.0 ± 0.6, LARS with the norms of SGD 74.3 ± 2.1
     BYOL  SGD 75.6 ± 0.4, LARS 79.1 ± 0.0, LARS with the norms of SGD 75.0 ± 0.2
 
-Soft equivariance (--config.before.pretrain.soft_equivariance.weight=1 and .layer=layer2_0, seed 0)
-helps where images are turned (kNN of SimCLR 22.0 to 26.7, of BYOL 20.6 to 23.0; linear 21.1 to 21.8
-and 19.2 to 22.0), not upright (linear 79.8 to 79.4 and 75.7 to 75.0), and does not make more of
-which side is up (84.4 to 84.3, 82.7 to 82.3).
+Soft equivariance (--config.before.pretrain.soft_equivariance.weight=1 and .layer=layer2_0, three
+seeds) helps where images are turned: kNN of SimCLR 23.1 ± 1.2 to 25.7 ± 1.3 and of BYOL 20.2 ± 0.5
+to 21.4 ± 1.4, linear 21.0 ± 0.6 to 21.9 ± 0.5 and 19.1 ± 0.3 to 21.6 ± 0.5. It does not upright
+(linear 79.8 ± 0.3 to 79.6 ± 0.2, and 75.8 ± 0.3 to 74.2 ± 0.7), and it does not make more of which
+side is up (84.7 ± 0.5 to 84.3 ± 0.0, and 82.7 ± 0.4 to 79.8 ± 2.9).
 """
 
 import ml_collections

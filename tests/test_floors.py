@@ -28,7 +28,7 @@ BESIDE = {  # rooms beside the house, and what they may import apart from floors
 DOORS = {
     "tensorflow": (),
     "tensorflow_datasets": ("data/sources/tfds.py", "prepare/tfds.py"),
-    "torch": ("interop/files.py",),
+    "torch": ("interop/files.py", "bench/_torch.py"),
     "bpy": ("prepare/scene.py",),
     "e3nn_jax": ("nn/heads.py",),
     "clu": ("train/log.py",),
