@@ -122,3 +122,15 @@ def test_numbers_that_matter_stand_beside_a_guess(tmp_path):
         page.Number("kNN", 0.5, 1 / 8, 0.9),
         page.Number("rotation R2, equivariant part", 0.7, POOLED_R2_FLOOR),
     ]
+
+
+def test_classes_stand_in_the_order_of_their_accuracy():
+    logits = np.eye(3)[[0, 0, 1, 2, 0, 2]][:, None]
+    names = np.array(["$a", "b", "c"])
+    figure = report.by_class(
+        {"logits": logits, "label": np.array([0, 0, 1, 1, 2, 2]), "class_names": names}
+    )
+    [axis] = figure.axes
+    assert [bar.get_width() for bar in axis.patches] == [0.5, 0.5, 1.0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b", "c", "$a"]
+    assert not axis.get_yticklabels()[2].get_parse_math()

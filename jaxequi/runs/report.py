@@ -26,6 +26,7 @@ from jaxequi.runs.page import Number, Page, Picture, render
 from jaxequi.train.workdir import EXAMPLES_FILE
 
 FIGURES = "figures"  # below the folder of a run
+NAMED_CLASSES = 40  # a longer list is drawn as a curve
 PROBED = (
     Picture(
         "Equivariance error by layer",
@@ -218,6 +219,38 @@ def projection(arrays: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def by_class(arrays: Mapping[str, np.ndarray]) -> Figure:
+    """How often each class is recognised, the hardest first; over all views.
+
+    revisitAIRL logs it at the end of its linear evaluation.
+    """
+    labels = arrays["label"]
+    hits = (arrays["logits"].argmax(-1) == labels[:, None]).mean(1)
+    present, place = np.unique(labels, return_inverse=True)
+    share = np.bincount(place, hits) / np.bincount(place)
+    order = np.argsort(share, kind="stable")
+    names_ = [str(arrays["class_names"][label]) for label in present[order]]
+    few = len(names_) <= NAMED_CLASSES
+    figure = Figure(
+        figsize=(6, 0.5 + 0.24 * len(names_)) if few else (6, 3.6), layout="constrained"
+    )
+    axis = figure.subplots()
+    if few:
+        axis.barh(np.arange(len(names_)), share[order])
+        axis.set_yticks(np.arange(len(names_)))
+        for tick in axis.set_yticklabels(names_, fontsize=8):
+            tick.set_parse_math(False)
+        axis.invert_yaxis()
+        axis.set(xlabel="accuracy", xlim=(0, 1))
+    else:
+        axis.plot(np.arange(len(names_)), share[order])
+        axis.set(xlabel="classes, the hardest first", ylabel="accuracy", ylim=(0, 1))
+        hardest = ", ".join(names_[:5])
+        axis.set_title(f"hardest: {hardest}", fontsize=8, parse_math=False)
+    axis.grid(alpha=0.3)
+    return figure
+
+
 def _load(file: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
@@ -326,6 +359,11 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
             alt = f"First two principal components of the representations of {which}, by class"
             title = f"Principal components ({which})"
             made[Picture(title, f"projection_{which}", alt)] = projection(arrays)
+        if {"logits", "label"} <= set(arrays):
+            hits = np.mean(arrays["logits"].argmax(-1) == arrays["label"][:, None])
+            alt = f"Accuracy of each class of {which}, the hardest first: {hits:.3f} over all"
+            title = f"Accuracy by class ({which})"
+            made[Picture(title, f"classes_{which}", alt)] = by_class(arrays)
         if "turned_logits" in arrays:
             found = turned.accuracies(arrays["turned_logits"], arrays["label"])
             alt = f"Accuracy on {which} by the angle of the image: mean {np.mean(found):.3f}"
