@@ -318,7 +318,7 @@ def _with_arguments(described: Any) -> str:
     rest = ", ".join(
         f"{key}={_with_arguments(value)}"
         for key, value in described.items()
-        if key != "name" and value not in (None, "", [], {})
+        if key != "name" and not key.endswith("_digest") and value not in (None, "", [], {})
     )
     return f"{described['name']} ({rest})" if rest else str(described["name"])
 
