@@ -9,12 +9,36 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxequi import arguments
 from jaxequi.errors import Refusal
+
+
+def opened(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make `__getattr__` and `__dir__` of a package whose files are imported when they are named.
+
+    >>> import jaxequi
+    >>> jaxequi.groups.planar.cyclic(4).order
+    4
+
+    Args:
+      package: its `__name__`.
+    """
+
+    def get(name: str) -> Any:
+        if name[0] == "_" or name not in choices(package.partition(".")[2]):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name)
+        return importlib.import_module(f"{package}.{name}")
+
+    def listed() -> list[str]:
+        own = [name for name in vars(sys.modules[package]) if name[0] != "_"]
+        return sorted({*own, *choices(package.partition(".")[2])})
+
+    return get, listed
 
 
 def choices(folder: str) -> list[str]:

@@ -17,7 +17,6 @@ from absl import flags
 from jaxequi import cli, experiment
 from jaxequi.experiment import trained
 from jaxequi.groups import planar
-from jaxequi.runs import probing
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -39,6 +38,8 @@ _OUT = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
     """Probe the network of a config or of a run."""
     cli.arguments(argv, FLAGS, [], __doc__)
+    from jaxequi.runs import probing  # matplotlib, for which no --help waits
+
     cli.use_compilation_cache()
     group = planar.named(_GROUP.value) if _GROUP.value else None
     out = pathlib.Path(_OUT.value) if _OUT.value else None

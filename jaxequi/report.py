@@ -13,7 +13,6 @@ import pathlib
 from absl import flags
 
 from jaxequi import cli
-from jaxequi.runs import report
 
 FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string(
@@ -30,6 +29,8 @@ def main(argv: list[str]) -> int:
 
         print(comparison.write(folders, pathlib.Path(_OUT.value)))
     else:
+        from jaxequi.runs import report  # matplotlib, for which no --help waits
+
         print(report.write(folders[0]))
     return 0
 

@@ -103,7 +103,7 @@ WITH_EXAMPLES = [f for f in sorted((ROOT / "jaxequi").rglob("*.py")) if ">>> " i
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=page_name)
 def test_examples_in_docstrings(file):
-    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried
     assert not failed

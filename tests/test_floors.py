@@ -35,6 +35,7 @@ DOORS = {
     "grain": ("data/loader.py",),
     "orbax": ("train/checkpoint.py",),
     "tensorboardX": ("train/log.py",),
+    "huggingface_hub": ("interop/hub.py",),
     "onnx": ("interop/onnx.py",),
     "onnxruntime": ("interop/onnx.py",),
 }
@@ -88,9 +89,26 @@ def test_the_program_needs_no_optional_package():
         "for name in ('tensorflow', 'torch', 'bpy', 'libtpu', 'e3nn_jax', 'tensorflow_datasets'):\n"
         "    sys.modules[name] = None\n"
         "import jaxequi.main\n"
-        "assert 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_no_help_waits_for_what_it_does_not_need():
+    """A program's `--help` imports its file, and nothing that takes long beside JAX and Flax."""
+    code = (
+        "import importlib, sys\n"
+        "from jaxequi.__main__ import programs\n"
+        "named = [name for name, _ in programs()]\n"
+        "for name in named:\n"
+        "    importlib.import_module(name)\n"
+        "slow = {'grain', 'orbax', 'matplotlib', 'tensorflow', 'torch', 'scipy'}\n"
+        "found = slow & {*sys.modules}\n"
+        "assert len(named) > 15 and not found, found\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_says_which_programs_there_are():

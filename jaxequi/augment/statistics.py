@@ -31,6 +31,24 @@ def normalise(mean: str | Sequence[float], std: Sequence[float] | None = None) -
       mean: three numbers, or the name of a data set in `STATISTICS`, without `std` then.
       std: three numbers above 0.
     """
+    mean, std = numbers(mean, std)
+    centre = jnp.asarray(mean, jnp.float32)[:, None, None]
+    scale = jnp.asarray(std, jnp.float32)[:, None, None]
+
+    def apply(planes: Array) -> Array:
+        return (planes / 255 - centre) / scale
+
+    return fixed("normalise", apply)
+
+
+def numbers(
+    mean: str | Sequence[float], std: Sequence[float] | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Look up or check what `normalise` takes: three means and three deviations.
+
+    Raises:
+      ValueError: a name that is not in `STATISTICS`, or other numbers.
+    """
     if isinstance(mean, str):
         if mean not in STATISTICS:
             raise names.unknown("statistics", mean, STATISTICS)
@@ -39,10 +57,4 @@ def normalise(mean: str | Sequence[float], std: Sequence[float] | None = None) -
         mean, std = STATISTICS[mean]
     if std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise Refusal(f"normalise takes three means and three deviations, not {mean}, {std}")
-    centre = jnp.asarray(mean, jnp.float32)[:, None, None]
-    scale = jnp.asarray(std, jnp.float32)[:, None, None]
-
-    def apply(planes: Array) -> Array:
-        return (planes / 255 - centre) / scale
-
-    return fixed("normalise", apply)
+    return mean, std

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 
@@ -53,6 +52,8 @@ class Batches(Iterator[dict[str, Any]]):
         buffer: int,
         on_error: str,
     ):
+        import grain  # half a second, for which no --help waits
+
         self._source, self._transform, self._rows = source, transform, rows
         self._seed, self._num_views, self._positions = seed, num_views, positions
         self._on_error = on_error

@@ -1,1 +1,8 @@
 """Groups, their representations, quaternions: numpy tables, no learning."""
+
+import typing
+
+from jaxequi import names
+
+if not typing.TYPE_CHECKING:  # a type checker would believe every name
+    __getattr__, __dir__ = names.opened(__name__)

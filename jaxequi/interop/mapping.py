@@ -127,13 +127,17 @@ def from_torch(
             missing.append(f"- {name} (for {path} {shape})")
             surplus.append(f"+ {name} {given.shape} (that {became})")
             continue
-        tree[path] = np.array(array, dtype, order="C")
+        tree[path] = _own(array, dtype)
     if missing or surplus:
         raise Refusal(
             f"the state dict does not fit the model: {len(missing)} missing or of another shape "
             f"(-), {len(surplus)} left over (+)\n" + "\n".join(missing + surplus)
         )
     return traverse_util.unflatten_dict(tree, sep="/")
+
+
+def _own(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return np.array(array, dtype, order="C")
 
 
 def _laid_out(array: np.ndarray, layout: Layout) -> np.ndarray | None:

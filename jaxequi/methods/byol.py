@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxequi import types
 from jaxequi.methods import _siamese
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
@@ -78,6 +79,6 @@ def make(
         return {**extra, "own": {"target": xi}}
 
     def encode(theta: PyTree, extra: PyTree, views: Array) -> Features:
-        return online.evaluate(theta, _siamese.split(extra)[1], views)
+        return online.evaluate(theta, types.collections(extra), views)
 
     return Method(init=init, loss=loss, encode=encode, update=update)

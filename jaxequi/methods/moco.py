@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxequi import types
 from jaxequi.errors import Refusal
 from jaxequi.methods import _siamese
 from jaxequi.nn import heads
@@ -168,6 +169,6 @@ def make(
         return {**extra, "own": {**own, "target": target}}
 
     def encode(params: PyTree, extra: PyTree, views: Array) -> Features:
-        return f_q.evaluate(params, _siamese.split(extra)[1], views)
+        return f_q.evaluate(params, types.collections(extra), views)
 
     return Method(init=init, loss=loss, encode=encode, update=update)

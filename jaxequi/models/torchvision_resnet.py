@@ -203,6 +203,9 @@ def make(
 ) -> ResNet:
     """Build the network that torchvision calls `architecture`; arguments as of `ResNet`.
 
+    >>> make("resnet50").features, make("resnet18", width=16).features
+    (2048, 128)
+
     Raises:
       ValueError: unknown architecture or stem; stage widths for another number of stages; or a
         dilation for another number of stages, or of basic blocks.

@@ -155,6 +155,9 @@ def make(
 ) -> ViT:
     """Build the network of a size of the paper; arguments as of `ViT`.
 
+    >>> make("tiny").features, make("base", depth=2).depth
+    (192, 2)
+
     Args:
       patch, width, depth, heads: instead of those of the architecture.
 

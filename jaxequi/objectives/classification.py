@@ -52,6 +52,9 @@ def top_k(logits: Array, labels: Array, k: int) -> Array:
     Of equal logits the lower index counts as larger, so that a constant guess scores k / C; and
     everything counts as larger than NaN or than a label beside NaN, so that no ruin scores 1.
 
+    >>> float(top_k(np.array([[0.1, 0.7, 0.2], [0.3, 0.3, 0.4]]), np.array([1, 1]), 1))
+    0.5
+
     Args:
       logits: f32[..., C].
       labels: i32[...].

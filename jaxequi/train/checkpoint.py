@@ -3,7 +3,8 @@
 They are written with `orbax.checkpoint.CheckpointManager` and not with orbax's `v1`, which its
 package still keeps under `experimental` and which is built on this same manager; once
 orbax-checkpoint 1.0 makes `v1` its top level, this file moves, and tests/train/test_saved_run.py
-says whether the runs of before can still be read.
+says whether the runs of before can still be read. Orbax is imported where it is used: no `--help`
+waits for it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from jaxequi.errors import Refusal
 from jaxequi.train.state import TrainState
@@ -84,6 +83,9 @@ class Checkpoints:
         Raises:
           ValueError: see `check`.
         """
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         check(keep, best_mode)
         self.directory = epath.Path(directory)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
@@ -128,6 +130,8 @@ class Checkpoints:
 
         A dict of `params` and `extra` alone is a network without a run: read by `read_network`.
         """
+        import orbax.checkpoint as ocp
+
         if step in self.manager.all_steps():
             return
         ranked = metrics if self.best and metrics and self.best in metrics else None
@@ -151,6 +155,8 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is damaged or holds another state.
         """
+        import orbax.checkpoint as ocp
+
         target = jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
             shapes,
@@ -197,6 +203,8 @@ def read_network(
     Raises:
       ValueError: there is no such checkpoint, or it is damaged.
     """
+    import orbax.checkpoint as ocp
+
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise Refusal(f"there is no folder {directory}; give the folder of a run")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxequi.errors import Refusal, Unwritable
-from jaxequi.train import log
+from jaxequi.train import log, provenance
 
 CONFIG_FILE = "config.json"
 EXAMPLES_FILE = "examples.npz"  # the first images of the first batch, for the report
@@ -78,7 +78,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], free: Sequence[str] 
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Iterator[None]:
-    """Make the folder, keep other runs out of it, and write down the config.
+    """Make the folder, keep other runs out of it, and write down the config and its origin.
 
     Raises:
       ValueError: another run that lives is writing there, or it cannot be written.
@@ -94,9 +94,11 @@ def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Itera
                 shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
                 (workdir / log.METRICS_FILE).unlink(missing_ok=True)
             if not begun or not (workdir / CONFIG_FILE).exists():
-                part = workdir / f"{CONFIG_FILE}.part"
-                part.write_text(json.dumps(config, indent=2) + "\n")
-                part.replace(workdir / CONFIG_FILE)
+                about = provenance.about()
+                for name, content in ((provenance.ABOUT_FILE, about), (CONFIG_FILE, config)):
+                    part = workdir / f"{name}.part"
+                    part.write_text(json.dumps(content, indent=2) + "\n")
+                    part.replace(workdir / name)
         except OSError as error:
             if error.errno in OF_A_DISK:
                 raise

@@ -77,34 +77,63 @@ def test_stablehlo(run):
     )
 
 
-def test_torch_computes_the_same(run):
+def of_torch(nn, network, order, classes):
+    """Make the network of torch that torchvision's names describe, with one block a stage."""
+
+    class Block(nn.Module):
+        def __init__(self, widths, sizes, stride, shortcut):
+            super().__init__()
+            self.last = len(sizes)
+            for i, size in enumerate(sizes):
+                here = stride if i == self.last - 2 else 1
+                conv = nn.Conv2d(*widths[i : i + 2], size, here, size // 2, bias=False)
+                self.add_module(f"conv{i + 1}", conv)
+                self.add_module(f"bn{i + 1}", nn.BatchNorm2d(widths[i + 1]))
+            self.downsample = None
+            if shortcut:
+                conv = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
+                self.downsample = nn.Sequential(conv, nn.BatchNorm2d(widths[-1]))
+
+        def forward(self, x):
+            y = x
+            for i in range(1, self.last + 1):
+                y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+                y = y.relu() if i < self.last else y
+            return ((x if self.downsample is None else self.downsample(x)) + y).relu()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            into = network.width
+            self.conv1 = nn.Conv2d(3, into, 7, 2, 3, bias=False)
+            self.bn1, self.pool = nn.BatchNorm2d(into), nn.MaxPool2d(3, 2, 1)
+            for stage, width in enumerate(network.widths):
+                out, sizes = width * network.block.expansion, (3, 3)
+                widths, stride = (into, width, out), 2 if stage else 1
+                if network.block is Bottleneck:
+                    widths, sizes = (into, width, width, out), (1, 3, 1)
+                block = Block(widths, sizes, stride, stage > 0 or into != out)
+                self.add_module(f"layer{stage + 1}", nn.Sequential(block))
+                into = out
+            self.fc = nn.Linear(into // order, classes)
+
+        def forward(self, x):
+            x = self.pool(self.bn1(self.conv1(x)).relu())
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            return self.fc(x.mean((2, 3)).reshape(len(x), -1, order).amax(2))
+
+    return Net()
+
+
+def test_torch_loads_it_strictly_and_computes_the_same(run):
     torch = pytest.importorskip("torch", reason="torch, up to 5 GB, is an extra")
     file = told(run, ".pth")
-    state = {n: torch.from_numpy(a) for n, a in files.read_pth(file).items()}
-    functional = torch.nn.functional
-
-    def conv(x, name, norm, stride):
-        weight = state[f"{name}.weight"]
-        x = functional.conv2d(x, weight, None, stride, weight.shape[-1] // 2)
-        parts = ("running_mean", "running_var", "weight", "bias")
-        return functional.batch_norm(x, *(state[f"{norm}.{p}"] for p in parts))
-
-    x = np.random.default_rng(1).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
-    h = conv(torch.from_numpy(np.moveaxis(x, -1, 1).copy()), "conv1", "bn1", 2).relu()
-    h = functional.max_pool2d(h, 3, 2, 1)
-    for stage in range(1, 5):
-        name, stride = f"layer{stage}.0", 2 if stage > 1 else 1
-        last = 3 if f"{name}.conv3.weight" in state else 2
-        y = h
-        for i in range(1, last + 1):
-            y = conv(y, f"{name}.conv{i}", f"{name}.bn{i}", stride if i == last - 1 else 1)
-            y = y.relu() if i < last else y
-        if f"{name}.downsample.0.weight" in state:
-            h = conv(h, f"{name}.downsample.0", f"{name}.downsample.1", stride)
-        h = (h + y).relu()
     made, _ = plain.expand(*networks.load(run)[1:])
-    fields = h.mean((2, 3)).reshape(2, -1, made.group.order).amax(2)
-    logits = fields @ state["fc.weight"].T + state["fc.bias"]
+    module = of_torch(torch.nn, made.network, made.group.order, 5).eval()
+    module.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    x = np.random.default_rng(1).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = module(torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
     expected = plain.logits(made, files.read_pth(file), x)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 

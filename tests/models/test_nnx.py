@@ -1,0 +1,62 @@
+"""Every backbone is used from NNX through Flax's bridge, `flax.nnx.bridge.ToNNX`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.nnx import bridge
+
+from jaxequi import names
+
+TINY = {
+    "gresnet": {"architecture": "p4mresnet18", "width": 2},
+    "one_gconv": {},
+    "resnet": {"architecture": "resnet10", "width": 4, "stem": "small"},
+    "rotmnist": {"planes": 2},
+    "steerable_resnet": {"architecture": "c4resnet18", "width": 8},
+    "torchvision_resnet": {"architecture": "resnet18", "width": 4},
+    "vit": {"patch": 8, "width": 16, "depth": 1, "heads": 2, "positions": "learned"},
+}
+NOT_OF_PICTURES = {"mae"}  # a decoder: tokens in, patches out
+PICTURES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+
+def test_the_list_is_whole():
+    assert {*TINY, *NOT_OF_PICTURES} == {*names.choices("models")}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_shapes_of_linen(name):
+    module = names.made("models", {"name": name, **TINY[name]})
+
+    def wrapped(x):
+        model = bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(x, False)
+        trained = model(x, True, mutable=["batch_stats"], rngs=nnx.Rngs(dropout=1))
+        states = [nnx.state(model, kind) for kind in (nnx.Param, nnx.BatchStat)]
+        return model(x, False), trained, *states
+
+    def linen(x):
+        return module.init_with_output(jax.random.key(0), x, False)
+
+    seen, trained, params, statistics = jax.eval_shape(wrapped, PICTURES)
+    expected, variables = jax.eval_shape(linen, PICTURES)
+    assert seen == trained == expected
+    for state, collection in ((params, "params"), (statistics, "batch_stats")):
+        assert nnx.to_pure_dict(state) == variables.get(collection, {})
+
+
+def test_values_of_linen():
+    module = names.made("models", {"name": "vit", **TINY["vit"]})
+    pictures = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    variables = jax.jit(lambda x: module.init(jax.random.key(3), x, False))(pictures)
+
+    @jax.jit
+    def by_nnx(variables, x):
+        model = bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(x, False)
+        nnx.update(model, bridge.variables.linen_vars_to_nnx_attrs(variables))
+        return model(x, False)
+
+    expected = jax.jit(lambda v, x: module.apply(v, x, False))(variables, pictures)
+    np.testing.assert_allclose(by_nnx(variables, pictures), expected, rtol=1e-5, atol=1e-6)
+    assert jnp.std(expected) > 0.1
