@@ -72,6 +72,7 @@ def base() -> ml_collections.ConfigDict:
             "best_mode": "max",
             "show": ("loss",),  # patterns of the metrics on the terminal
             "published": {},  # what its authors report, by the columns of the table: {"top-1": 0.7}
+            "trackers": (),  # beside metrics.jsonl and TensorBoard: "wandb", "mlflow"
             # (first, last): trace these steps into WORKDIR/profile, and say where their time went.
             "profile_steps": (),
         }

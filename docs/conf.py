@@ -40,7 +40,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes stand in the docstrings, and say more
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
-autodoc_mock_imports = ["bpy"]  # Blender: a wheel is for one version of Python alone
+# Blender, of which a wheel is for one version of Python alone, and extras.
+autodoc_mock_imports = ["bpy", "mlflow", "wandb"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 

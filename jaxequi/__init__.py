@@ -16,7 +16,7 @@ What is imported as a library, each when it is first named:
 >>> images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
 >>> shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, False), images)
 >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
-5375232
+5376000
 >>> jaxequi.objectives.vicreg.invariance(images := jax.numpy.ones((2, 4)), 3 * images).item()
 4.0
 """

@@ -36,6 +36,8 @@ DOORS = {
     "orbax": ("train/checkpoint.py",),
     "tensorboardX": ("train/log.py",),
     "huggingface_hub": ("interop/hub.py",),
+    "wandb": ("train/trackers/wandb.py",),
+    "mlflow": ("train/trackers/mlflow.py",),
     "onnx": ("interop/onnx.py",),
     "onnxruntime": ("interop/onnx.py",),
 }

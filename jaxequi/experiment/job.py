@@ -22,7 +22,7 @@ from jaxequi.methods import linear
 from jaxequi.nn.stored import Stored
 from jaxequi.probes import exactness
 from jaxequi.train import mesh as meshes
-from jaxequi.train import optim
+from jaxequi.train import optim, trackers
 from jaxequi.train.job import Evaluation, Job, Pass
 from jaxequi.train.state import Start
 from jaxequi.types import Array, Batch, Method
@@ -60,6 +60,7 @@ FIELDS: dict[str, Any] = {
     "loader": {"threads": int, "buffer": int, "on_error": str},
     "show": Names,
     "published": Mapping[str, float],
+    "trackers": Names,
     "profile_steps": Sequence[int],
     "backbone": Mapping | None,
 }
@@ -72,6 +73,7 @@ FREE_FIELDS = (
     "profile_steps",
     "show",
     "published",
+    "trackers",
     "check",
     "cache.folder",
 )
@@ -172,6 +174,7 @@ def build(
         profile_steps=_profile_steps(config.profile_steps, steps),
         free_fields=FREE_FIELDS,
         preflight=None if frozen is not None else _preflight(config),
+        trackers=trackers.find(config.trackers),
     )
 
 

@@ -13,6 +13,7 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train.optim import Optimizer
 from jaxequi.train.state import Start
 from jaxequi.train.step import Augment
+from jaxequi.train.trackers import Make
 from jaxequi.types import Batch, Features, Method, PyTree
 
 Batches = Callable[..., AbstractContextManager[Iterator[Batch]]]
@@ -71,6 +72,7 @@ class Job:
         ValueError to refuse the run.
       free_fields: dotted config fields that may change between two starts of a run, because the
         result does not depend on them.
+      trackers: where the metrics go beside the run's own files, by name.
     """
 
     method: Method
@@ -102,3 +104,4 @@ class Job:
     profile_steps: tuple[int, int] | None = None
     free_fields: Sequence[str] = ()
     preflight: Callable[[Batch], str] | None = None
+    trackers: Mapping[str, Make] = dataclasses.field(default_factory=dict)

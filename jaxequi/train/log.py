@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard events, and lines or a bar on the terminal."""
+"""What a run tells: `metrics.jsonl`, TensorBoard events, trackers, and lines or a bar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import clu.parameter_overview
@@ -21,6 +22,7 @@ import tensorboardX.summary
 from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxequi.train import trackers
 from jaxequi.types import Metrics, PyTree
 
 METRICS_FILE = "metrics.jsonl"
@@ -127,19 +129,28 @@ class RunLog:
         start_step: int,
         total_steps: int,
         show: Sequence[str] = ("loss",),
+        makers: Mapping[str, trackers.Make] = MappingProxyType({}),
+        config: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Open the log at `start_step`: what an earlier try wrote beyond it is taken back.
 
         Args:
           show: patterns of the metrics that the terminal shows (`online/r2/*`).
+          makers: of trackers, by name.
+          config: of the run, for them.
+
+        Raises:
+          ValueError: a tracker that does not open.
         """
         self.show, self.total_steps = tuple(show), total_steps
         self.first = jax.process_index() == 0
         self.console = rich.console.Console(quiet=not self.first, highlight=False)
         self.started, self.started_step = time.monotonic(), start_step
         self.bar: rich.progress.Progress | None = None
+        self.written = -1  # the last step
         if not self.first:
             return
+        self.trackers = trackers.Trackers(makers, workdir, config, self.say)
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         file = workdir / METRICS_FILE
         part = file.with_suffix(".part")
@@ -186,6 +197,8 @@ class RunLog:
             summary = tensorboardX.summary.scalar(name, value)
             self.events.write_event(self._event(step, summary=summary))
         self.events.flush()
+        self.trackers.write(step, metrics)
+        self.written = step
         shown = "  ".join(
             f"{name} {metrics[name]:.4g}"
             for pattern in (*self.show, "examples_per_second")
@@ -213,6 +226,7 @@ class RunLog:
                 self.file.close()
             finally:
                 self.events.close()
+                self.trackers.close(finished=self.written == self.total_steps)
 
 
 def duration(seconds: float) -> str:

@@ -69,7 +69,12 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         told = stack.enter_context(
             contextlib.closing(
                 log.RunLog(
-                    workdir, start_step=start or 0, total_steps=job.total_steps, show=job.show
+                    workdir,
+                    start_step=start or 0,
+                    total_steps=job.total_steps,
+                    show=job.show,
+                    makers=job.trackers,
+                    config=job.config,
                 )
             )
         )

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxequi.errors import Refusal, Unwritable
-from jaxequi.train import log, provenance
+from jaxequi.train import log, provenance, trackers
 
 CONFIG_FILE = "config.json"
 EXAMPLES_FILE = "examples.npz"  # the first images of the first batch, for the report
@@ -92,7 +92,8 @@ def held(workdir: pathlib.Path, config: Mapping[str, Any], begun: bool) -> Itera
             stack.enter_context(Lock(workdir / LOCK_FILE))
             if not begun:  # what a run left that never reached a checkpoint
                 shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
-                (workdir / log.METRICS_FILE).unlink(missing_ok=True)
+                for name in (log.METRICS_FILE, trackers.IDS):
+                    (workdir / name).unlink(missing_ok=True)
             if not begun or not (workdir / CONFIG_FILE).exists():
                 about = provenance.about()
                 for name, content in ((provenance.ABOUT_FILE, about), (CONFIG_FILE, config)):
