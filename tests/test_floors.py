@@ -31,7 +31,6 @@ DOORS = {
     "torch": ("interop/files.py", "bench/_torch.py"),
     "bpy": ("prepare/scene.py",),
     "e3nn_jax": ("nn/heads.py",),
-    "clu": ("train/log.py",),
     "grain": ("data/loader.py",),
     "orbax": ("train/checkpoint.py",),
     "tensorboardX": ("train/log.py",),

@@ -100,7 +100,9 @@ def build(
     """
     config, overridden = config.copy_and_resolve_references(), set(overridden)
     _check(config)
+    given = config.to_dict()
     networks.follow_names(config, overridden)
+    changed = overridden | _differing(given, config.to_dict())
     network = _start_network(config, start)
     mesh = meshes.make_mesh(**config.mesh, devices=devices)
     batch_size = config.batch_size
@@ -174,8 +176,21 @@ def build(
         profile_steps=_profile_steps(config.profile_steps, steps),
         free_fields=FREE_FIELDS,
         preflight=None if frozen is not None else _preflight(config),
+        changed=sorted(changed),
         trackers=trackers.find(config.trackers),
     )
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> set[str]:
+    """Dotted names of the fields of `new` that `old` has not, or has otherwise."""
+    names = set()
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            names |= _differing(before, value, f"{at}{name}.")
+        elif name not in old or before != value:
+            names.add(f"{at}{name}")
+    return names
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -72,6 +72,7 @@ class Job:
         ValueError to refuse the run.
       free_fields: dotted config fields that may change between two starts of a run, because the
         result does not depend on them.
+      changed: dotted config fields that the command line changed; shown in colour.
       trackers: where the metrics go beside the run's own files, by name.
     """
 
@@ -104,4 +105,5 @@ class Job:
     profile_steps: tuple[int, int] | None = None
     free_fields: Sequence[str] = ()
     preflight: Callable[[Batch], str] | None = None
+    changed: Sequence[str] = ()
     trackers: Mapping[str, Make] = dataclasses.field(default_factory=dict)

@@ -7,17 +7,16 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import clu.parameter_overview
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
-import rich.table
+import rich.text
 import tensorboardX.summary
 from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -178,8 +177,8 @@ class RunLog:
             )
             self.bar.start()
 
-    def say(self, text: str = "") -> None:
-        """Print a line."""
+    def say(self, text: str | rich.text.Text = "") -> None:
+        """Print a line, or several; in colour where the terminal has it and NO_COLOR is not set."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def step(self, step: int) -> None:
@@ -247,12 +246,50 @@ def size(count: float, digits: int = 1) -> str:
     raise AssertionError
 
 
+CHANGED = "yellow"  # a colour and nothing else, which NO_COLOR takes away
+
+
+def config_text(config: Mapping[str, Any], changed: Iterable[str]) -> rich.text.Text:
+    """A config, a line a field; coloured are the fields that the command line changed.
+
+    Args:
+      changed: dotted names of fields, or of what holds them.
+    """
+    given = {*changed}
+    text = rich.text.Text("config:")
+
+    def add(part: Mapping[str, Any], at: str, depth: int, colour: str) -> None:
+        for name, value in part.items():
+            here = CHANGED if f"{at}{name}" in given else colour
+            nested = isinstance(value, Mapping) and value
+            said = f"{name}:" if nested else f"{name}: {json.dumps(value)}"
+            text.append(f"\n{'  ' * depth}{said}", here)
+            if nested:
+                add(value, f"{at}{name}.", depth + 1, here)
+
+    add(config, "", 1, "")
+    return text
+
+
 def parameter_table(params: PyTree) -> str:
-    """The parameters as a table: name, shape, size (clu)."""
-    return clu.parameter_overview.get_parameter_overview(params, include_stats=False)
+    """The parameters of each module, a layer of the backbone or of a head: arrays, numbers."""
+    modules: dict[str, list[int]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        modules.setdefault("/".join(parts[:-1][:2]), []).append(leaf.size)
+    rows = [(name, len(sizes), sum(sizes)) for name, sizes in modules.items()]
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    lines = [("module", "arrays", "parameters")]
+    lines += [(name, f"{arrays:,}", f"{numbers:,}") for name, arrays, numbers in rows]
+    width, *_ = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(f"  {a:<{width}}  {b:>6}  {c:>12}" for a, b, c in lines)
 
 
-def final_table(metrics: dict[str, float]) -> str:
-    """The last metrics, one a line, sorted."""
-    width = max(map(len, metrics), default=0)
-    return "\n".join(f"  {name:<{width}}  {metrics[name]:.5g}" for name in sorted(metrics))
+def final_table(metrics: dict[str, float], show: Sequence[str]) -> str:
+    """The last metrics that `show` names, one a line, sorted; all, if it names none of them."""
+    named = {name for pattern in show for name in fnmatch.filter(metrics, pattern)}
+    shown = sorted(named or metrics)
+    width = max(map(len, shown), default=0)
+    lines = [f"  {name:<{width}}  {metrics[name]:.5g}" for name in shown]
+    rest = len(metrics) - len(shown)
+    return "\n".join([*lines, *([f"  and {rest} more in {METRICS_FILE}"] if rest else [])])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Iterator
@@ -79,6 +78,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
             )
         )
         interruption = stack.enter_context(Interruption())
+        told.say(log.config_text(job.config, job.changed))
         told.say(_announcement(job, workdir))
         if said:
             told.say(said)
@@ -185,7 +185,7 @@ class _Loop:
         self.checkpoints.wait()
         took = log.duration(time.monotonic() - self.began)
         told.say(f"\nAfter {job.total_steps} steps, {took}:")
-        told.say(log.final_table(metrics))
+        told.say(log.final_table(metrics, job.show))
         return FINISHED
 
     @contextlib.contextmanager
@@ -231,7 +231,7 @@ class _Loop:
         self.told.write(0, metrics)
         self.save(0, state, [], metrics)
         self.checkpoints.wait()
-        self.told.say(log.final_table(metrics))
+        self.told.say(log.final_table(metrics, self.job.show))
         return FINISHED
 
     def evaluate(self, state: TrainState, keep: bool) -> dict[str, float]:
@@ -275,7 +275,6 @@ class Stopwatch:
 
 def _announcement(job: Job, workdir: pathlib.Path) -> str:
     lines = [
-        f"config:\n{_indented(job.config)}",
         f"devices: {meshes.describe(job.mesh)}",
         f"data: {job.examples} examples, {job.steps_per_epoch} steps of {job.batch_size} an epoch, "
         f"{job.total_steps} steps = {job.total_steps / job.steps_per_epoch:.1f} epochs",
@@ -284,16 +283,6 @@ def _announcement(job: Job, workdir: pathlib.Path) -> str:
         "compiling ...",
     ]
     return "\n".join(lines)
-
-
-def _indented(config: dict[str, Any], depth: int = 1) -> str:
-    pad = "  " * depth
-    return "\n".join(
-        f"{pad}{name}:\n{_indented(value, depth + 1)}"
-        if isinstance(value, dict) and value
-        else f"{pad}{name}: {json.dumps(value)}"
-        for name, value in config.items()
-    )
 
 
 def _table(job: Job, state: TrainState, programs: Programs) -> str:

@@ -3,6 +3,7 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxequi.train import log
@@ -72,3 +73,77 @@ def test_size():
     assert log.size(100) == "100 B"
     assert log.size(1536) == "1.5 KiB"
     assert log.size(3 * 1024**4) == "3072.0 GiB"
+
+
+def on_a_terminal(monkeypatch, **environment):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+
+CONFIG = {"seed": 0, "method": {"name": "sie", "equi": 8}, "norm": {"groups": 1}, "evals": {}}
+PLAIN = """config:
+  seed: 0
+  method:
+    name: "sie"
+    equi: 8
+  norm:
+    groups: 1
+  evals: {}
+"""
+
+
+def said(tmp_path, capsys, changed):
+    told = log.RunLog(tmp_path, start_step=0, total_steps=1)
+    told.say(log.config_text(CONFIG, changed))
+    told.close()
+    return capsys.readouterr().out
+
+
+def test_what_the_command_line_changed_is_coloured(tmp_path, capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
+    output = said(tmp_path, capsys, ["method.equi", "norm"])
+    lines = output.splitlines()[:8]
+    coloured = [line.strip() for line in lines if "\x1b[33m" in line]
+    assert [line.split("\x1b[33m")[1].split("\x1b")[0].strip() for line in coloured] == [
+        "equi: 8",
+        "norm:",
+        "groups: 1",
+    ]
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_colour_where_none_is_wanted(environment, tmp_path, capsys, monkeypatch):
+    on_a_terminal(monkeypatch, **environment)
+    assert "\x1b[33m" not in said(tmp_path, capsys, ["method.equi"])
+
+
+def test_no_colour_in_a_file(tmp_path, capsys):
+    assert said(tmp_path, capsys, ["method.equi"]) == PLAIN
+
+
+def test_parameters_by_module():
+    layer = {"kernel": np.zeros((3, 3, 2, 5)), "bias": np.zeros(5)}
+    params = {
+        "backbone": {"conv1": layer, "layer1_0": {"conv1": layer, "bn1": {"scale": np.zeros(5)}}},
+        "classifier": {"kernel": np.zeros((500, 10))},
+    }
+    assert log.parameter_table(params).splitlines() == [
+        "  module             arrays    parameters",
+        "  backbone/conv1          2            95",
+        "  backbone/layer1_0       3           100",
+        "  classifier              1         5,000",
+        "  all                     6         5,195",
+    ]
+
+
+def test_the_last_metrics_are_those_that_are_shown():
+    metrics = {"loss": 0.25, "val/knn/top1": 0.5, "val/knn/top5": 1.0, "epoch": 3.0}
+    assert log.final_table(metrics, ("val/knn/top1*", "loss", "nothing")).splitlines() == [
+        "  loss          0.25",
+        "  val/knn/top1  0.5",
+        "  and 2 more in metrics.jsonl",
+    ]
+    assert len(log.final_table(metrics, ("nothing",)).splitlines()) == 4
