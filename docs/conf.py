@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 import pathlib
 import re
 import sys
@@ -149,6 +150,24 @@ class Measured(SphinxDirective):
         return self.parse_text_to_nodes(text.replace(" ± ", "\u00a0±\u00a0"))
 
 
+class Zoo(SphinxDirective):
+    """The small models of docs/zoo.json: a table, and the commands of each."""
+
+    def run(self) -> list[nodes.Node]:
+        """Show what the file says."""
+        file = ROOT / "docs" / "zoo.json"
+        self.env.note_dependency(str(file))
+        lines = ["| name | what it is | numbers | size | sha256 |", "|---|---|---|---|---|"]
+        blocks = []
+        for row in json.loads(file.read_text()):
+            numbers = ", ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items())
+            size, sha256 = f"{row['bytes'] / 1024:.0f} KiB", f"`{row['sha256'][:12]}`"
+            shown = f"`{row['name']}`", row["about"], numbers, size, sha256
+            lines.append(f"| {' | '.join(shown)} |")
+            blocks += ["```", row["train"], row["take"], "```", ""]
+        return self.parse_text_to_nodes("\n".join([*lines, "", *blocks]))
+
+
 def mathml(self, node) -> None:
     """Write a formula as MathML, which browsers draw themselves."""
     from latex2mathml.converter import convert
@@ -174,5 +193,6 @@ def setup(app):
     app.connect("include-read", included)
     app.add_directive("config", Config)
     app.add_directive("measured", Measured)
+    app.add_directive("zoo", Zoo)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxequi
 from jaxequi import experiment, names
 from jaxequi.probes import check
 from jaxequi.train import log, loop
@@ -115,6 +117,35 @@ def test_the_readme_says_how_the_library_is_used(capsys):
     verdict, error = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     assert "c4 at 33x33: exact" in verdict
     assert float(error) < 1e-4
+
+
+def test_the_page_of_the_library(mae_run, tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "library.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(mae_run, tmp_path / "runs/NAME")
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "library.md", "exec"), scope)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "(2, 9, 9, 32)"
+    assert told[1] == "(8, 2, 16)"
+    assert 0 <= float(told[2]) < 1e-3
+    assert told[3:] == ["True", "(2, 1, 16) 3 mae"]
+
+
+def test_what_the_package_names_is_there():
+    listed = {*dir(jaxequi)}
+    page = (DOCS / "library.md").read_text()
+    for name in jaxequi.__all__:
+        assert getattr(jaxequi, name) is not None
+        assert name in listed
+        assert f"`jaxequi.{name}`" in page or f"`{name}`" in page
+        assert f"    {name}" in jaxequi.__doc__ or f", {name} " in jaxequi.__doc__
+    assert {*names.choices("models")} <= {*dir(jaxequi.models)}
+    with pytest.raises(AttributeError, match="has no attribute 'vitt'"):
+        _ = jaxequi.models.vitt
+    with pytest.raises(AttributeError, match="module 'jaxequi' has no attribute 'modles'"):
+        _ = jaxequi.modles
 
 
 def test_a_source_and_an_evaluation_of_ones_own(tmp_path):
