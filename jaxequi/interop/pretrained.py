@@ -112,7 +112,7 @@ def save_pretrained(
             "config": json.loads(config.to_json_best_effort()),
             "seed": config.get("seed"),
             "step": step,
-            "metrics": metrics(run, step),
+            "metrics": metrics(run, step, config),
             **{k: v for k, v in provenance.read(run).items() if k in ("command", "commit", "date")},
             "weights": {"file": WEIGHTS, **fingerprint(part / WEIGHTS)},
         }
@@ -189,11 +189,18 @@ def fingerprint(file: pathlib.Path) -> dict[str, Any]:
         }
 
 
-def metrics(run: pathlib.Path, step: int) -> dict[str, float]:
-    """What a run logged at a step of the sets that are evaluated, or else of the training step."""
+def metrics(run: pathlib.Path, step: int, config: ml_collections.ConfigDict) -> dict[str, float]:
+    """What a run logged at a step: of its evaluations, or else of the training step."""
     rows = [row for row in log.read_metrics(run) if row["step"] == step]
     last = {name: value for row in rows for name, value in row.items() if name != "step"}
-    judged = {name: value for name, value in last.items() if "/" in name}
+    sets = {name for name, field in config.items() if hasattr(field, "keys") and "source" in field}
+    evals = config.get("evals") or {}
+    judged = {}
+    for name, value in last.items():
+        subject, evaluation, metric = [*name.split("/"), "", ""][:3]
+        options = evals.get(evaluation, {})  # which are logged, too
+        if subject in sets and evaluation in evals and metric not in options:
+            judged[name] = value
     return judged or last
 
 
@@ -346,7 +353,7 @@ def card(name: str, about: Mapping[str, Any]) -> str:
         "pipeline_tag": task,
         "tags": tags,
         **({"datasets": [source]} if source else {}),
-        "metrics": sorted({name.rpartition("/")[2] for name in ours["metrics"]}),
+        "metrics": sorted({(name.split("/")[2:] or [name])[0] for name in ours["metrics"]}),
     }
     method = (config.get("method") or {}).get("name", "a backbone alone")
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]

@@ -37,6 +37,7 @@ def classifier_run(tmp_path):
     origin = {"command": "python -m jaxequi.main", "commit": "0" * 40, "date": "2026-11-27"}
     (run / "about.json").write_text(json.dumps({**origin, "cores": 2}))
     rows = [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5, "val/turned/accuracy/seen": 0.25}]
+    rows[1] |= {"learning_rate/online": 0.3, "online/top1/representation": 0.1}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 
@@ -87,7 +88,7 @@ def test_a_classifier_and_what_is_said_of_it(classifier_run, tmp_path):
         "pipeline_tag": "image-classification",
         "tags": ["jax", "flax", "jaxequi"],
         "datasets": ["subset"],
-        "metrics": ["seen"],
+        "metrics": ["accuracy"],
     }
     assert ours["weights"]["sha256"] in text
     assert "| val/turned/accuracy/seen | 0.25 |" in text
