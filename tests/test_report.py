@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import io
+import json
 import re
 
 import numpy as np
@@ -134,3 +135,14 @@ def test_classes_stand_in_the_order_of_their_accuracy():
     assert [bar.get_width() for bar in axis.patches] == [0.5, 0.5, 1.0]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b", "c", "$a"]
     assert not axis.get_yticklabels()[2].get_parse_math()
+
+
+def test_a_report_says_where_a_run_comes_from(tmp_path):
+    config = {"method": {"name": "sie"}, "backbone": {"name": "vit"}, "batch_size": 8, "seed": 3}
+    run = table.Run(tmp_path, config, [{"step": 5}])
+    assert report.facts(run, None)[-1] == ("seed", "3")
+    origin = {"command": "python -m jaxequi.main", "commit": "0" * 40, "date": "2026-11-27"}
+    (tmp_path / "about.json").write_text(json.dumps({**origin, "devices": "1 x cpu", "cores": 2}))
+    assert report.facts(run, None)[-4:] == [*origin.items(), ("devices", "1 x cpu")]
+    (tmp_path / "about.json").write_text("[")
+    assert report.facts(run, None)[-1] == ("seed", "3")

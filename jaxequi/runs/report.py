@@ -23,6 +23,7 @@ from jaxequi.objectives.regression import POOLED_R2_FLOOR
 from jaxequi.probes import pictures
 from jaxequi.runs import table
 from jaxequi.runs.page import Number, Page, Picture, render
+from jaxequi.train import provenance
 from jaxequi.train.workdir import EXAMPLES_FILE
 
 FIGURES = "figures"  # below the folder of a run
@@ -292,7 +293,7 @@ def headlines(run: table.Run, classes: int | None) -> list[Number]:
 
 
 def facts(run: table.Run, arrays: Mapping[str, np.ndarray] | None) -> list[tuple[str, str]]:
-    """Say what was run, on what, for how long."""
+    """Say what was run, on what data and machine, for how long, at which commit."""
     config, last = run.config, run.rows[-1]
     told = [("method", _with_arguments(config.get("method")))]
     if config.get("init_from"):
@@ -308,6 +309,9 @@ def facts(run: table.Run, arrays: Mapping[str, np.ndarray] | None) -> list[tuple
     epochs = f", {last['epoch']:.4g} epochs" if "epoch" in last else ""
     told.append(("steps", f"{last['step']} of {config['batch_size']} examples{epochs}"))
     told.append(("seed", str(config["seed"])))
+    origin = provenance.read(run.folder)
+    names_of = ("command", "commit", "date", "devices")
+    told += [(name, str(origin[name])) for name in names_of if origin.get(name)]
     return told
 
 
