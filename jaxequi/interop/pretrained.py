@@ -90,7 +90,8 @@ def save_pretrained(
     if directory.exists():
         raise Refusal(f"{directory} is there already; give a folder that is to be made")
     step, config, variables = networks.load(run, step, backbone_alone)
-    variables = {name: tree for name, tree in variables.items() if name != OWN}
+    if "backbone" in variables["params"]:  # else heads, whose frozen network is the method's own
+        variables = {name: tree for name, tree in variables.items() if name != OWN}
     variables["params"] = {k: v for k, v in variables["params"].items() if k != ONLINE}
     as_timm = timm_model(config, variables)
     if as_timm:
@@ -128,7 +129,13 @@ def load_pretrained(directory: str | pathlib.Path) -> trained.Trained:
       ValueError: a file that is missing, cannot be read or is not the one that was written, by its
         name; or arrays that are not those of the config's network.
     """
-    directory = pathlib.Path(directory)
+    step, config, variables = _read(pathlib.Path(directory))
+    extra = dict(variables)
+    return trained.describe(pathlib.Path(directory), step, config, extra.pop("params"), extra)
+
+
+def _read(directory: pathlib.Path) -> tuple[int, ml_collections.ConfigDict, PyTree]:
+    """Step, config and variables of a folder, as `networks.load` gives those of a run."""
     file = directory / CONFIG
     try:
         about = json.loads(file.read_text())[OURS]
@@ -159,8 +166,7 @@ def load_pretrained(directory: str | pathlib.Path) -> trained.Trained:
         if read.method is None:  # what a file without a classifier is read as
             read.method = {"name": "supervised", "num_classes": 1}
         variables = formats.find(name).read(state, read).variables
-    extra = dict(variables)
-    return trained.describe(directory, step, config, extra.pop("params"), extra)
+    return step, config, variables
 
 
 def push_to_hub(directory: str | pathlib.Path, repository: str, *, private: bool = False) -> str:
@@ -381,10 +387,9 @@ def main(argv: list[str]) -> int:
     if bool(output) == bool(_WORKDIR.value):
         raise Refusal("give --output=DIR to take a run's network away, or --workdir=RUN to go back")
     if not output:
-        back = load_pretrained(folder)
-        variables = {"params": back.params, **back.extra}
-        networks.save(str(_WORKDIR.value), back.config, variables, back.step)
-        print(f"{_WORKDIR.value}: step {back.step} of {folder}")
+        step, config, variables = _read(pathlib.Path(folder))
+        networks.save(str(_WORKDIR.value), config, variables, step)
+        print(f"{_WORKDIR.value}: step {step} of {folder}")
         return 0
     if _PUSH.value:
         hub.library()

@@ -16,7 +16,7 @@ from configs import byol, mae, moco, simsiam
 from configs import linear as linear_config
 from jaxequi import experiment
 from jaxequi.experiment import trained
-from jaxequi.interop import files, formats, mapping, networks
+from jaxequi.interop import files, formats, mapping, networks, pretrained
 from jaxequi.interop.formats import _vit, airl, mae_linear
 from jaxequi.models import torchvision_resnet
 from jaxequi.nn.transformer import sincos_positions
@@ -352,6 +352,13 @@ def test_a_linear_probe_of_mae(probe, tmp_path):
     run = trained.load(tmp_path / "probe")
     found = run.encode(run.params, run.extra, pictures[:, None])["representation"]
     np.testing.assert_allclose(found, features["representation"], atol=1e-6)
+    # Taken away and made a run again it is the same.
+    taken = pretrained.save_pretrained(tmp_path / "probe", tmp_path / "taken")
+    np.testing.assert_equal(pretrained.load_pretrained(taken).network, run.network)
+    assert pretrained.main(["", str(taken), f"--workdir={tmp_path / 'again'}"]) == 0
+    np.testing.assert_equal(
+        networks.load(tmp_path / "again")[2], networks.load(tmp_path / "probe")[2]
+    )
 
 
 def test_what_no_linear_probe_of_mae_is(probe):
