@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import pathlib
@@ -271,18 +272,26 @@ def config_text(config: Mapping[str, Any], changed: Iterable[str]) -> rich.text.
     return text
 
 
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A row of the table of parameters."""
+
+    module: str
+    arrays: int
+    parameters: int
+
+
 def parameter_table(params: PyTree) -> str:
-    """The parameters of each module, a layer of the backbone or of a head: arrays, numbers."""
+    """The parameters of each module, a layer of the backbone or of a head (drawn by clu)."""
+    from clu import parameter_overview  # slow to import, and no part of --help
+
     modules: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         modules.setdefault("/".join(parts[:-1][:2]), []).append(leaf.size)
-    rows = [(name, len(sizes), sum(sizes)) for name, sizes in modules.items()]
-    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    lines = [("module", "arrays", "parameters")]
-    lines += [(name, f"{arrays:,}", f"{numbers:,}") for name, arrays, numbers in rows]
-    width, *_ = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(f"  {a:<{width}}  {b:>6}  {c:>12}" for a, b, c in lines)
+    rows = [Module(name, len(sizes), sum(sizes)) for name, sizes in modules.items()]
+    rows.append(Module("all", sum(row.arrays for row in rows), sum(row.parameters for row in rows)))
+    return parameter_overview.make_table(rows)
 
 
 def final_table(metrics: dict[str, float], show: Sequence[str]) -> str:
