@@ -28,6 +28,7 @@ from jaxequi import names
 from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
+from jaxequi.nn import spread
 from jaxequi.nn.conv import Window, conv2d
 from jaxequi.types import Array
 
@@ -119,8 +120,11 @@ def group_conv(
     Raises:
       ValueError: kernel and group do not fit, or the picture is smaller than the kernel.
     """
-    bank = filter_bank(kernel, group)
-    return _convolve(x, bank, group, bias, strides, padding, dilation)
+
+    def own(x: Array, kernel: Array) -> Array:
+        return _convolve(x, filter_bank(kernel, group), strides, padding, dilation)
+
+    return _with_bias(spread.by_rows(own, x, kernel), group, bias)
 
 
 def separable_group_conv(
@@ -153,17 +157,23 @@ def separable_group_conv(
     """
     if depthwise.shape[-2] == pointwise.shape[-2]:
         return group_conv(x, depthwise * pointwise, group, bias, strides, padding, dilation)
-    # the zeros of the padding come after the mixing, which has no bias: the borders agree
-    x = _convolve(x, filter_bank(pointwise, group), group)
-    bank = filter_bank(depthwise, group)
-    return _convolve(x, bank, group, bias, strides, padding, dilation, groups=x.shape[-1])
+
+    def own(x: Array, factors: tuple[Array, Array]) -> Array:
+        # the zeros of the padding come after the mixing, which has no bias: the borders agree
+        mixed = _convolve(x, filter_bank(factors[1], group))
+        bank = filter_bank(factors[0], group)
+        return _convolve(mixed, bank, strides, padding, dilation, groups=mixed.shape[-1])
+
+    return _with_bias(spread.by_rows(own, x, (depthwise, pointwise)), group, bias)
+
+
+def _with_bias(y: Array, group: Group, bias: Array | None) -> Array:
+    return y if bias is None else y + jnp.repeat(bias, group.order).astype(y.dtype)
 
 
 def _convolve(
     x: Array,
     bank: Array,
-    group: Group,
-    bias: Array | None = None,
     strides: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
@@ -172,10 +182,9 @@ def _convolve(
     if x.shape[-1] != groups * bank.shape[-2]:
         raise Refusal(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
-            f"A layer between feature maps of {group.name} takes {group.order} for each field."
+            f"A layer between feature maps of a group takes its order for each field."
         )
-    y = convolve(x, bank, strides, padding, dilation, groups)
-    return y if bias is None else y + jnp.repeat(bias, group.order).astype(y.dtype)
+    return convolve(x, bank, strides, padding, dilation, groups)
 
 
 def convolve(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-from jax.sharding import PartitionSpec
+from collections.abc import Callable
 
-from jaxequi.types import Array
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxequi.types import Array, PyTree
 
 
 def over_devices(batch: Array) -> Array:
@@ -23,3 +25,24 @@ def over_devices(batch: Array) -> Array:
     if mesh.empty:
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(mesh.axis_names))
+
+
+def by_rows(function: Callable[[Array, PyTree], Array], x: Array, weights: PyTree) -> Array:
+    """Let each device pass its own examples through a layer that makes its filters of few weights.
+
+    XLA adds the gradient of a filter up over the devices where it arises, and goes back to the
+    weights afterwards. Filters of a group hold each weight up to |G| times, so that is up to |G|
+    times as much communication. Here each device goes back to the weights by itself, and these are
+    added up. Without a mesh, or for a batch that does not divide over it, nothing is different.
+
+    Args:
+      function: of examples [B, ...] and the weights, row by row: [B, ...].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = not mesh.empty and set(mesh.axis_types) == {AxisType.Auto}
+    if not automatic or mesh.size == 1 or x.shape[0] % mesh.size:
+        return function(x, weights)
+    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False
+    )(x, weights)

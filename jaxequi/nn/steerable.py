@@ -30,6 +30,7 @@ from jaxequi.groups.representations import (
     check_channels,
     check_pointwise,
 )
+from jaxequi.nn import spread
 from jaxequi.nn.gconv import Pair, convolve
 from jaxequi.nn.pool import blur_pool
 from jaxequi.types import Array
@@ -226,7 +227,11 @@ def steerable_conv(
       ValueError: other channels than the input type has, or a picture smaller than the kernel.
     """
     check_channels(space.type_in, x.shape[-1])
-    y = convolve(x, expand(weights, space), strides, padding, space.dilation)
+
+    def own(x: Array, weights: Weights) -> Array:
+        return convolve(x, expand(weights, space), strides, padding, space.dilation)
+
+    y = spread.by_rows(own, x, weights)
     return y if bias is None else y + expand_bias(bias, space.type_out).astype(y.dtype)
 
 

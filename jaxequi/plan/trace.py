@@ -125,6 +125,7 @@ class _Value:
 class _Walk:
     def __init__(self, batch_size: int, own_shapes: set[tuple]):
         self._batch_size, self._own = batch_size, own_shapes
+        self._parts = 1  # devices that each walk through a part of the batch on their own
         self._values: list[_Value] = []
         self._time = 0
         self._flops = [0.0, 0.0]
@@ -135,7 +136,7 @@ class _Walk:
         size = math.prod(shape) * getattr(aval.dtype, "itemsize", 4)
         scales = any(d >= self._batch_size and d % self._batch_size == 0 for d in shape)
         split = batch and scales and shape not in self._own
-        one = _Value(float(size), split, batch, self._time)
+        one = _Value(float(size) * (self._parts if split else 1), split, batch, self._time)
         self._values.append(one)
         return one
 
@@ -176,6 +177,8 @@ class _Walk:
             last = params["branches"][-1]  # true of a `cond`, the default of `platform_dependent`
             return self.inline(last.jaxpr, given[1:], times)
         inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
+        if name == "shard_map":
+            return self._on_each(inner, params["mesh"].size, given, times)
         if inner is not None:
             closed = getattr(inner, "jaxpr", inner)
             return self.inline(closed, given, times)
@@ -189,10 +192,18 @@ class _Walk:
                 return outs
         if name in _PRODUCTS:
             narrow = max(v.aval.dtype.itemsize for v in eqn.invars) <= 2
-            self._flops[not narrow] += times * _product_flops(eqn)
+            self._flops[not narrow] += times * self._parts * _product_flops(eqn)
         self.read(given, times)
         for out in outs:
             self._traffic[out.split] += out.bytes * times
+        return outs
+
+    def _on_each(self, inner: Any, devices: int, given: list[_Value], times: float) -> list[_Value]:
+        """Walk through what each device does with its part of the batch."""
+        before = self._batch_size, self._parts
+        self._batch_size, self._parts = self._batch_size // devices, self._parts * devices
+        outs = self.inline(getattr(inner, "jaxpr", inner), given, times)
+        self._batch_size, self._parts = before
         return outs
 
     def _loop(

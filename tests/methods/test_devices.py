@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
 from configs import eqinv, ipirm, mae, moco, sie
 from jaxequi import experiment
+from jaxequi.models import steerable_resnet
 from jaxequi.plan import inputs, program
 from jaxequi.train import mesh as meshes
 from jaxequi.train import programs
@@ -68,3 +70,28 @@ def test_a_device_holds_its_part_of_the_state(file, variant):
     part = sum(size(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
     assert whole > 1e8
     assert 8 * part < 1.1 * whole
+
+
+def test_a_gradient_travels_as_weights_and_not_as_filters():
+    """Filters of D4 hold each weight eight times, and more."""
+    network = steerable_resnet.make("d4resnet10", 2)
+    images = jnp.zeros((16, 33, 33, 3))
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), images)
+    mesh = meshes.make_mesh(8)
+
+    def loss(params, stats, x):
+        y, _ = network.apply(
+            {"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"]
+        )
+        return jnp.mean(y**2)
+
+    whole = meshes.replicated(mesh)
+    with meshes.known(mesh):
+        lowered = jax.jit(
+            jax.grad(loss),
+            in_shardings=(whole, whole, meshes.over_batch(mesh)),
+            out_shardings=whole,
+        ).lower(variables["params"], variables["batch_stats"], images)
+    found = sum(one.bytes for one in program.collectives(lowered.compile().as_text()))
+    weights = sum(4 * leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert weights < found < 1.2 * weights  # and the statistics of the norms

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxequi.nn import spread
 from jaxequi.plan import trace
+from jaxequi.train import mesh as meshes
 
 BATCH, IN, OUT = 64, 32, 48
 
@@ -92,3 +94,24 @@ def test_parts_of_a_batch_scale_with_it():
     parts, whole = (trace.measure(jaxpr, size, 1, {(width, OUT)}) for size in (BATCH // 2, BATCH))
     assert parts.split >= whole.split + BATCH // 2 * OUT * 4
     assert parts.flops32 == whole.flops32 == 2 * BATCH * width * OUT
+
+
+def test_what_each_device_does_alone_is_all_of_the_batch_together():
+    def step(w, x):
+        y = spread.by_rows(lambda x, w: jnp.tanh(x @ w), x, w)
+        return jnp.square(y).sum()
+
+    shapes = ((IN, OUT), jnp.float32), ((BATCH, IN), jnp.float32)
+    alone = measured(step, *shapes)
+    with meshes.known(meshes.make_mesh(4, 2)):
+        shared = measured(step, *shapes)
+    assert shared == alone
+
+
+def test_a_weight_is_made_into_a_filter_by_every_device():
+    def step(w, x):
+        return spread.by_rows(lambda x, w: x @ (w @ w.T), x, w).sum()
+
+    with meshes.known(meshes.make_mesh(4, 2)):
+        found = measured(step, ((IN, OUT), jnp.float32), ((BATCH, IN), jnp.float32))
+    assert found.flops32 == 2 * BATCH * IN * IN + 8 * 2 * IN * OUT * IN
