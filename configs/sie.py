@@ -162,7 +162,7 @@ def _paper(config) -> None:
 
 
 def _smoke(config) -> None:
-    """Tiny pictures and networks, whatever the experiment."""
+    """Tiny images and networks, whatever the experiment."""
 
     def shrink(config):
         small = {"architecture": "resnet10", "width": 4, "stem": "small"}

@@ -9,14 +9,14 @@ mean over pixels, maximum over slices, linear layer: 14 parameters, full batch, 
     python -m jaxequi.main --config=configs/unequivariance.py:odd31
 
 On an even size the stride leaves one pixel over at one side, the layer is not equivariant, and the
-two pictures can be told apart. On an odd size both have the same representation whatever the
-weights, so the loss never falls below ln 2 = 0.6931 (chance). The pictures are our own drawing; the
+two images can be told apart. On an odd size both have the same representation whatever the
+weights, so the loss never falls below ln 2 = 0.6931 (chance). The images are our own drawing; the
 reference's, a chess knight of the same size and grey levels, ends at 0.009 and at 0.6931.
 
 `paper` is the same: 800 steps are the published experiment.
 
 Measured (2026-11-21, two CPU cores, notebooks/equivariance_breaking): the loss ends at 0.0030 for
-size 32, and at 0.69315 for 31 and 33. The picture was chosen among several designs as one on which
+size 32, and at 0.69315 for 31 and 33. The image was chosen among several designs as one on which
 every initialisation tried (6 of 6) learns.
 """
 
@@ -43,7 +43,7 @@ def get_config(arg: str | None = None):
     config.train = common.train_set(drawing, ("decode",), (LEVELS,))  # grey levels as they are
     config.val = common.held_out_set(drawing, ("decode",), (LEVELS,), batch_size=2)
     config.batch_size = 2
-    config.mesh.data = 1  # two pictures do not divide over more devices
+    config.mesh.data = 1  # two images do not divide over more devices
     config.total_steps = 800
     config.optimizer = {"name": "sgd", "learning_rate": 1e-3, "momentum": 0.9}
     config.log_every_steps = 50

@@ -1,6 +1,6 @@
 """Look at the data: `python -m jaxequi.look SOURCE --recipe RECIPE --out look.png`.
 
-Writes a picture of what the network will see, a row an example and a column a view, each with the
+Writes an image of what the network will see, a row an example and a column a view, each with the
 parameters that were drawn for it, and prints class counts, channel statistics and the speed:
 
     python -m jaxequi.look "arrays(path='/usr/share/datasets/fashion-mnist')" \\
@@ -31,7 +31,7 @@ from jaxequi.types import Source
 
 FLAGS = flags.FlagValues()
 _RECIPE = flags.DEFINE_string("recipe", "imagenet", ", ".join(RECIPES), flag_values=FLAGS)
-_OUT = flags.DEFINE_string("out", "look.png", "The picture.", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "look.png", "The image.", flag_values=FLAGS)
 _ROWS = flags.DEFINE_integer("rows", 8, "Examples in it.", 1, flag_values=FLAGS)
 _EXAMPLES = flags.DEFINE_integer("examples", 256, "Examples to measure.", 1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of order and draws.", 0, flag_values=FLAGS)
@@ -62,10 +62,10 @@ def caption(aug: Mapping[str, np.ndarray], example: int, view: int) -> list[str]
 
 
 def grid(
-    pictures: np.ndarray, titles: Sequence[str], captions: Sequence[Sequence[Sequence[str]]]
+    images: np.ndarray, titles: Sequence[str], captions: Sequence[Sequence[Sequence[str]]]
 ) -> Image.Image:
-    """Draw pictures u8[N, V, H, W, 3] in a grid, with a title a row and a caption a picture."""
-    count, views, height, width = pictures.shape[:4]
+    """Draw images u8[N, V, H, W, 3] in a grid, with a title a row and a caption an image."""
+    count, views, height, width = images.shape[:4]
     lines = max((len(text) for row in captions for text in row), default=0)
     letters = max((len(line) for row in captions for text in row for line in text), default=0)
     wide = max(width, LETTER * letters) + 8
@@ -75,7 +75,7 @@ def grid(
     for i in range(count):
         pen.text((2, i * tall), titles[i], fill="black")
         for v in range(views):
-            sheet.paste(Image.fromarray(pictures[i, v]), (v * wide + 2, i * tall + LINE + 2))
+            sheet.paste(Image.fromarray(images[i, v]), (v * wide + 2, i * tall + LINE + 2))
             text = "\n".join(captions[i][v])
             pen.multiline_text(
                 (v * wide + 2, i * tall + LINE + height + 4), text, "gray", spacing=0

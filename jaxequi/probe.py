@@ -1,4 +1,4 @@
-"""Where does a network break its symmetry? The prediction, the measurement, and pictures of both.
+"""Where does a network break its symmetry? The prediction, the measurement, and images of both.
 
     python -m jaxequi.probe --config=configs/rotmnist.py:approximate27   # fresh weights
     python -m jaxequi.probe --run=runs/NAME                              # a trained network

@@ -160,7 +160,7 @@ class Source(Protocol):
 
     Attributes:
       class_names: names of the classes, in the order of their labels.
-      num_views: pictures stored of one example: 50 in 3DIEBench, 1 in an ordinary image set.
+      num_views: images stored of one example: 50 in 3DIEBench, 1 in an ordinary image set.
     """
 
     class_names: Sequence[str]
@@ -169,9 +169,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples `rows` (N of them), of each the stored pictures `views` (i64[N, V]).
+        """Read examples `rows` (N of them), of each the stored images `views` (i64[N, V]).
 
-        Returns N records: `image` a list of V pictures (u8[H, W, 3], or the bytes of an encoded
+        Returns N records: `image` a list of V images (u8[H, W, 3], or the bytes of an encoded
         file), `label` int, and `latent` f32[V, L] where the source has one. Thread-safe.
         """
         ...

@@ -46,7 +46,7 @@ def pytest_runtest_call(item):
     if spent > CPU_SECONDS:
         pytest.fail(
             f"{item.nodeid} took {spent:.0f} s of CPU time; a test may take {CPU_SECONDS}: use a "
-            "smaller network or picture, fewer compilations, or a run shared through a fixture",
+            "smaller network or image, fewer compilations, or a run shared through a fixture",
             pytrace=False,
         )
     return result

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and numpy say what i
 EXAMPLES = 60  # of each format
 SECONDS = 5.0  # for any one of them; milliseconds are usual
 VIEWS = np.zeros((6, 1), int)
-PICTURES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 fuzz = hypothesis.settings(
@@ -78,8 +78,8 @@ def saved(function, *arguments, **keywords):
     return stream.getvalue()
 
 
-def picture(kind, **more):
-    return saved(Image.fromarray(PICTURES[0]).save, kind, **more)
+def image(kind, **more):
+    return saved(Image.fromarray(IMAGES[0]).save, kind, **more)
 
 
 def idx(array):
@@ -108,7 +108,7 @@ def whole_array(file):
 def one_example(file):
     found = example.parse(file.read_bytes())
     with contextlib.suppress(ValueError):
-        example.picture(found, "image")
+        example.image(found, "image")
     with contextlib.suppress(ValueError):
         example.integer(found, "label")
 
@@ -127,7 +127,7 @@ ZIP = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "lzma": z
 def npz(method):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive:
-        archive.writestr("images.npy", saved(np.save, PICTURES))
+        archive.writestr("images.npy", saved(np.save, IMAGES))
         archive.writestr("labels.npy", saved(np.save, LABELS))
     return stream.getvalue()
 
@@ -137,16 +137,16 @@ FORMATS = {
     **{f"npz, {name}": (npz(method), whole_array, True) for name, method in ZIP.items()},
     "npy": (saved(np.save, LABELS), _files.load_array, False),
     "npy of strings": (saved(np.save, np.array(["/a/b/", "/c/d/"])), models.read_list, False),
-    "idx": (idx(PICTURES), arrays.load_idx, False),
-    "idx, gzipped": (gzip.compress(idx(PICTURES)), arrays.load_idx, True),
+    "idx": (idx(IMAGES), arrays.load_idx, False),
+    "idx, gzipped": (gzip.compress(idx(IMAGES)), arrays.load_idx, True),
     "gzip": (gzip.compress(bytes(range(256)) * 4), archives.gunzip, False),
     "tar": (tar(), lambda file: list(archives.members(file)), False),
     "tar, gzipped": (gzip.compress(tar()), lambda file: list(archives.members(file)), False),
     "example": (EXAMPLE, one_example, False),
-    "png": (picture("PNG"), decoded, True),
-    **{kind.lower(): (picture(kind), decoded, False) for kind in ("JPEG", "GIF", "BMP", "WEBP")},
-    "tiff": (picture("TIFF", compression="tiff_lzw"), decoded, False),
-    "ppm": (picture("PPM"), decoded, False),
+    "png": (image("PNG"), decoded, True),
+    **{kind.lower(): (image(kind), decoded, False) for kind in ("JPEG", "GIF", "BMP", "WEBP")},
+    "tiff": (image("TIFF", compression="tiff_lzw"), decoded, False),
+    "ppm": (image("PPM"), decoded, False),
 }
 
 
@@ -203,7 +203,7 @@ def test_a_spoilt_index_never_gives_other_records(edits, record_set):
 @pytest.fixture(scope="module")
 def packed_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
-    pack.pack(arrays.Arrays(PICTURES, LABELS), folder)
+    pack.pack(arrays.Arrays(IMAGES, LABELS), folder)
     return folder, {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -225,7 +225,7 @@ def test_a_spoilt_pack_gives_the_same_examples_or_none(suffix, edits, packed_set
     (folder.parent / "spoilt" / name).write_bytes(spoilt)
     with soon(SECONDS), contextlib.suppress(ValueError):
         found = packed.make(str(folder.parent / "spoilt")).read(range(6), VIEWS)
-        for record, right, label in zip(found, PICTURES, LABELS):
+        for record, right, label in zip(found, IMAGES, LABELS):
             np.testing.assert_array_equal(decoding.decode(record["image"][0]), right)
             assert record["label"] == label
 

@@ -1,4 +1,4 @@
-"""The look at the data: a picture with captions, statistics that are right, errors that help."""
+"""The look at the data: an image with captions, statistics that are right, errors that help."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_captions_list_what_was_drawn():
     assert look.caption(aug, 0, 1) == ["flip 1", "gaussian_blur 0 1.5"]
 
 
-def test_the_program_writes_a_picture_of_pairs(tmp_path, capsys):
+def test_the_program_writes_a_image_of_pairs(tmp_path, capsys):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(9) % 2)

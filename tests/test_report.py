@@ -12,7 +12,7 @@ import numpy as np
 from jaxequi.data.errors import shown
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
 from jaxequi.runs import page, report, table
-from jaxequi.runs.page import Picture
+from jaxequi.runs.page import Panel
 
 
 def test_class_names_are_no_formulas():
@@ -40,11 +40,11 @@ def test_what_never_changes_is_no_curve_and_kinds_share_an_axis():
     found = report.learning_curves(rows, ["val"], ["accuracy"])
     drawn = {p.file: (p, figure.axes[0]) for p, figure in found.items()}
     assert list(drawn) == ["curve_loss", "curve_top1", "curve_gradient_norm"]
-    assert [picture.folded for picture, _ in drawn.values()] == [False, False, True]
-    picture, axis = drawn["curve_top1"]
+    assert [panel.folded for panel, _ in drawn.values()] == [False, False, True]
+    panel, axis = drawn["curve_top1"]
     lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
     assert lines == {"train": [0.2, 0.4, 0.2 * 3], "val knn": [0.1, 0.2, 0.1 * 3]}
-    assert picture.alt == "top1 over 3 steps: train from 0.2 to 0.6; val knn from 0.1 to 0.3"
+    assert panel.alt == "top1 over 3 steps: train from 0.2 to 0.6; val knn from 0.1 to 0.3"
 
 
 EVIL = "<script>alert('x')</script>"
@@ -68,7 +68,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_a_page_is_whole_and_what_data_says_stays_text():
-    picture = Picture(EVIL, "a", f'{EVIL}" onload="x', folded=False)
+    panel = Panel(EVIL, "a", f'{EVIL}" onload="x', folded=False)
     text = page.render(
         page.Page(
             run=EVIL,
@@ -76,7 +76,7 @@ def test_a_page_is_whole_and_what_data_says_stays_text():
             facts=[("classes", EVIL)],
             numbers=[page.Number(EVIL, 0.5, chance=0.1, published=0.75), page.Number("a", 1.0)],
             compared=[["run", "top-1"], [EVIL, "0.500"]],
-            pictures=[(picture, b"1"), (Picture("b", "b", "c", folded=True), b"2")],
+            panels=[(panel, b"1"), (Panel("b", "b", "c", folded=True), b"2")],
             metrics={EVIL: 1.0},
             config={EVIL: EVIL},
         )

@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 from jaxequi.data.sources import drawing, scenes  # noqa: E402
 from jaxequi.groups import kernels, planar, representations  # noqa: E402
 from jaxequi.models.gresnet import GResNet  # noqa: E402
-from jaxequi.probes import equivariance, pictures  # noqa: E402
+from jaxequi.probes import equivariance, plots  # noqa: E402
 
 OBJECTS = 6
 
@@ -83,7 +83,7 @@ def _measured() -> dict[str, equivariance.Errors]:
 
 def errors() -> Figure:
     """The equivariance error of each layer at 33 and at 32 pixels."""
-    return pictures.error_curves(_measured())
+    return plots.error_curves(_measured())
 
 
 def _pairs() -> list[np.ndarray]:

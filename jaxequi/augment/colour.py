@@ -1,6 +1,6 @@
 """Photometry, with Pillow's 8-bit arithmetic: colour jitter, grayscale, solarize.
 
-Every operation yields whole levels, cut or rounded where Pillow cuts or rounds, so that a picture
+Every operation yields whole levels, cut or rounded where Pillow cuts or rounds, so that an image
 differs from the reference's by the rounding of single precision alone (the measured bounds are in
 tests/augment/test_photometry.py). `brightness`, `contrast`, `saturation` and `shift_hue` are the
 steps of `color_jitter`.
@@ -43,12 +43,12 @@ def brightness(planes: Array, factor: Array) -> Array:
 
 
 def contrast(planes: Array, factor: Array) -> Array:
-    """Scale towards the mean grey level of the picture."""
+    """Scale towards the mean grey level of the image."""
     return blend(_mean_level(luma(planes)), planes, factor)
 
 
 def saturation(planes: Array, factor: Array) -> Array:
-    """Scale towards the picture's own grey."""
+    """Scale towards the image's own grey."""
     return blend(luma(planes)[None], planes, factor)
 
 
@@ -93,7 +93,7 @@ def color_jitter(
     hue: float = 0.0,
     p: float = 1.0,
 ) -> Op:
-    """Change brightness, contrast, saturation and hue, in a fresh random order for each picture.
+    """Change brightness, contrast, saturation and hue, in a fresh random order for each image.
 
     The first three factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in [-hue, hue]
     turns: torchvision's `ColorJitter`. Draws (applied, brightness, contrast, saturation, hue,
@@ -133,7 +133,7 @@ def jitter(planes: Array, drawn: Array) -> Array:
 
 
 def grayscale(p: float = 0.2) -> Op:
-    """Replace a picture by its grey levels with probability `p`; draws (applied,)."""
+    """Replace an image by its grey levels with probability `p`; draws (applied,)."""
     return sometimes("grayscale", p, lambda planes: jnp.broadcast_to(luma(planes), planes.shape))
 
 

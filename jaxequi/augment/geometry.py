@@ -13,7 +13,7 @@ from jaxequi.groups import rotation
 def resize(size: int, antialias: bool = True) -> Op:
     """Resize to a square, bilinear in floats, as torchvision resizes tensors.
 
-    Without `antialias`, as its older releases did; the two differ where a picture shrinks.
+    Without `antialias`, as its older releases did; the two differ where an image shrinks.
     """
     if size < 1:
         raise Refusal(f"size is 1 or more pixels, not {size}")
@@ -79,10 +79,10 @@ def random_erasing(
 ) -> Op:
     """Fill a random box with normal noise, as timm's `pixel` mode; put it after `normalise`.
 
-    The box's part of a square picture is uniform in `area`, the logarithm of height over width
+    The box's part of a square image is uniform in `area`, the logarithm of height over width
     in `aspect`; of `tries` draws the first that fits is taken, none if none does. Draws (applied,
     place down, place across, height, width, seed of the noise): the sides as parts of the
-    picture, the places as parts of the room that is left.
+    image, the places as parts of the room that is left.
     """
     check_probability(p)
     area, aspect = check_range("area", area), check_range("aspect", aspect)
@@ -106,7 +106,7 @@ def random_erasing(
     def erase(planes: Array, drawn: Array) -> Array:
         height, width = planes.shape[1:]
         if height != width:
-            raise Refusal(f"random_erasing is for square pictures, not {height} x {width}.")
+            raise Refusal(f"random_erasing is for square images, not {height} x {width}.")
         _, down, right, tall, wide, seed = drawn
         h = jnp.clip(jnp.round(tall * height), 1, height - 1)
         w = jnp.clip(jnp.round(wide * width), 1, width - 1)

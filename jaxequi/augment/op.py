@@ -1,7 +1,7 @@
 """What an augmentation on the device is: a sampler of parameters beside the pixel arithmetic.
 
-A picture on its way is `planes` f32[3, H, W] in 8-bit levels, 0 to 255, until `normalise`: with
-the colours in front, arithmetic runs over whole rows of memory. Ops are written for one picture
+An image on its way is `planes` f32[3, H, W] in 8-bit levels, 0 to 255, until `normalise`: with
+the colours in front, arithmetic runs over whole rows of memory. Ops are written for one image
 and branch freely (`lax.cond`); `each` runs them over a batch as suits the machine.
 """
 
@@ -23,7 +23,7 @@ class Op(NamedTuple):
 
     Attributes:
       name: what the op is called in a pipe, and its key in `aug`.
-      draws: numbers drawn for each picture, k.
+      draws: numbers drawn for each image, k.
       sample: `(key, n) -> f32[n, k]`.
       apply: `(planes f32[3, H, W], drawn f32[k]) -> planes`.
     """
@@ -53,9 +53,9 @@ def sometimes(name: str, p: float, function: Callable[[Array], Array]) -> Op:
 
 
 def each(function: Callable[..., Array], *batched: Array) -> Array:
-    """Map a function of one picture over the first axis.
+    """Map a function of one image over the first axis.
 
-    On a CPU picture by picture, so that branches not taken cost nothing and a picture stays in
+    On a CPU image by image, so that branches not taken cost nothing and an image stays in
     the cache; elsewhere all at once, where a branch becomes a choice between both results.
     """
     return jax.lax.platform_dependent(

@@ -10,7 +10,7 @@ from jaxequi import names
 from jaxequi.augment.op import Array, Op, fixed
 from jaxequi.errors import Refusal
 
-# Mean and standard deviation a channel of pictures scaled to [0, 1].
+# Mean and standard deviation a channel of images scaled to [0, 1].
 STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # Both CIFARs, and STL-10 in IP-IRM.
@@ -18,7 +18,7 @@ STATISTICS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "threedie": ((0.5016, 0.5037, 0.5060), (0.1030, 0.0999, 0.0969)),
     # Published for the scale [-1, 1]: (0.3949, 0.0696, 0.3760) and (0.4721, 0.5571, 0.4291).
     "pcam": ((0.69745, 0.5348, 0.6880), (0.23605, 0.27855, 0.21455)),
-    # The deviation is that of the pictures' means, not of their pixels: white becomes 19.99.
+    # The deviation is that of the images' means, not of their pixels: white becomes 19.99.
     "rotmnist": ((0.13083715981299926,) * 3, (0.043476788322023646,) * 3),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }

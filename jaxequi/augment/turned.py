@@ -30,7 +30,7 @@ def turned_pairs(
       pairs: how many of them.
 
     Raises:
-      ValueError: while tracing, another number of views than two, pictures that are not square, or
+      ValueError: while tracing, another number of views than two, images that are not square, or
         more pairs than a batch has.
     """
     group = dihedral(4)

@@ -2,7 +2,7 @@
 
 `two_views`: two antialiased crops of 224 with flips from a 500x375 JPEG, against Pillow decoding
 for each view. `threedie_pairs`: pairs of 3DIEBench from packed shards, against the published
-layout. `photometry`: jitter, grey, blur and solarize of 224x224 pictures, against Pillow on as
+layout. `photometry`: jitter, grey, blur and solarize of 224x224 images, against Pillow on as
 many threads as there are cores. `tfrecord_index`: the offset index of ImageNet-sized records.
 `resident_memory`: what a hundred times the records cost a process that reads them shuffled.
 """
@@ -45,7 +45,7 @@ def fastest(works: dict[Any, Work], rounds: int) -> dict[Any, float]:
 
 
 def photo(width: int, height: int, seed: int) -> Image.Image:
-    """Make a picture with the detail of a photograph: noise at several scales."""
+    """Make an image with the detail of a photograph: noise at several scales."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for scale in (1.5, 4, 16, 64, 200):
@@ -78,7 +78,7 @@ def _usual_pair(data: bytes, rng: np.random.Generator) -> np.ndarray:
     return np.stack(views)
 
 
-def two_views(pictures: int = 48, rounds: int = 6) -> dict[str, float]:
+def two_views(images: int = 48, rounds: int = 6) -> dict[str, float]:
     """Compare pairs a second on one thread, and ours on two.
 
     The files have 110 KB, as ImageNet's have in the mean. `fast` is the crop with `fast=True`.
@@ -100,14 +100,14 @@ def two_views(pictures: int = 48, rounds: int = 6) -> dict[str, float]:
 
     def threaded(function: Callable[[int], np.ndarray], threads: int) -> Work:
         pool = concurrent.futures.ThreadPoolExecutor(threads)
-        return lambda: list(pool.map(function, range(pictures)))
+        return lambda: list(pool.map(function, range(images)))
 
     ways = {"exact": pairs(), "fast": pairs(", fast=True"), "usual": usual}
     seconds = fastest(
         {(name, n): threaded(way, n) for name, way in ways.items() for n in (1, 2)}, rounds
     )
     return {
-        **{f"{name}_pairs_per_second": pictures / seconds[name, 1] for name in ways},
+        **{f"{name}_pairs_per_second": images / seconds[name, 1] for name in ways},
         "ratio": seconds["usual", 1] / seconds["fast", 1],
         "floor": 1.5,
         "ratio_exact": seconds["usual", 1] / seconds["exact", 1],
@@ -143,7 +143,7 @@ def threedie_pairs(objects: int = 40, views: int = 50, rounds: int = 6) -> dict[
 
         def decoded(source: Any) -> Work:
             return lambda: [
-                [decoding.decode(picture) for picture in record["image"]]
+                [decoding.decode(image) for image in record["image"]]
                 for record in source.read(rows, pairs)
             ]
 
@@ -165,9 +165,9 @@ def threedie_pairs(objects: int = 40, views: int = 50, rounds: int = 6) -> dict[
     }
 
 
-def _pillow_photometry(picture: np.ndarray, drawn: dict[str, np.ndarray]) -> np.ndarray:
+def _pillow_photometry(pixels: np.ndarray, drawn: dict[str, np.ndarray]) -> np.ndarray:
     """Apply drawn parameters as torchvision does on Pillow images."""
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     jitter = drawn["color_jitter"]
     if jitter[0]:
         for part in augment.colour.ORDERS[int(jitter[5])]:
@@ -190,15 +190,15 @@ def _pillow_photometry(picture: np.ndarray, drawn: dict[str, np.ndarray]) -> np.
     return (np.asarray(image).astype(np.float32) / 255 - mean) / std
 
 
-def photometry(pictures: int = 48, rounds: int = 6) -> dict[str, float]:
-    """Compare pictures a second of the symmetric BYOL recipe, the same parameters for both."""
-    views = np.stack([np.asarray(photo(224, 224, seed)) for seed in range(pictures)])[:, None]
+def photometry(images: int = 48, rounds: int = 6) -> dict[str, float]:
+    """Compare images a second of the symmetric BYOL recipe, the same parameters for both."""
+    views = np.stack([np.asarray(photo(224, 224, seed)) for seed in range(images)])[:, None]
     run = jax.jit(augment.make(recipes.byol_symmetric().augment))
     key = jax.random.key(0)
     start = time.perf_counter()
     out = jax.block_until_ready(run(key, {"views": views}))
     compile_seconds = time.perf_counter() - start
-    drawn = [{k: np.asarray(v)[i, 0] for k, v in out["aug"].items()} for i in range(pictures)]
+    drawn = [{k: np.asarray(v)[i, 0] for k, v in out["aug"].items()} for i in range(images)]
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
     def pillow() -> np.ndarray:
@@ -210,8 +210,8 @@ def photometry(pictures: int = 48, rounds: int = 6) -> dict[str, float]:
         rounds,
     )
     return {
-        "pictures_per_second": pictures / seconds["ours"],
-        "pillow_pictures_per_second": pictures / seconds["pillow"],
+        "images_per_second": images / seconds["ours"],
+        "pillow_images_per_second": images / seconds["pillow"],
         "ratio": seconds["pillow"] / seconds["ours"],
         "floor": 2.0,
         "compile_seconds": compile_seconds,
@@ -261,10 +261,10 @@ def _peak(files: str, steps: int, batch_size: int) -> int:
 
 def resident_memory(few: int = 2_000, many: int = 200_000, steps: int = 400) -> dict[str, float]:
     """Compare the peaks of two processes that read as many batches of a small and a large set."""
-    picture = io.BytesIO()
-    photo(6, 6, 0).save(picture, "PNG")
+    image = io.BytesIO()
+    photo(6, 6, 0).save(image, "PNG")
     spawn = multiprocessing.get_context("spawn")
-    record = example.build({"image": picture.getvalue(), "label": np.array([1])})
+    record = example.build({"image": image.getvalue(), "label": np.array([1])})
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (few, many):

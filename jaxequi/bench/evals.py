@@ -79,7 +79,7 @@ def _time(job: Job, steps: int, count_input: bool) -> dict[str, float]:
 
     Features are computed before the first step (of the training set) and in the evaluation, whose
     time holds its compilation too. Without `count_input` the batches are ready when a step begins:
-    the pictures of the embedded data, once rendered, come from memory.
+    the images of the embedded data, once rendered, come from memory.
     """
     began = time.perf_counter()
     with job.batches(0, steps + 1) as batches:

@@ -1,7 +1,7 @@
 """SIE's published step, and all of it that is above the backbone.
 
-`heads`: features of ResNet-18 instead of pictures, projectors 2048-2048-2048, hypernetwork, losses,
-online evaluator and Adam, batch 256. `step`: the same from pictures of 64 pixels, batch 32.
+`heads`: features of ResNet-18 instead of images, projectors 2048-2048-2048, hypernetwork, losses,
+online evaluator and Adam, batch 256. `step`: the same from images of 64 pixels, batch 32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Published steps of augmentation-invariant learning, on small pictures, and what they are made of.
+"""Published steps of augmentation-invariant learning, on small images, and what they are made of.
 
 `moco`, `byol`: MoCo v2 and BYOL with ResNet-50, 16 pairs of 96 pixels, SGD; a queue of 65536.
-`mae`: ViT-B/16, 8 pictures of 128 pixels, AdamW.
+`mae`: ViT-B/16, 8 images of 128 pixels, AdamW.
 
 `queue`: a queue of 65536 keys of 256 numbers and a batch of 4096: bytes of the queue, of all
 similarities at once, and of what the loss with its gradient takes beside its arguments; the same
@@ -60,13 +60,13 @@ def run(repeats: int = 3) -> dict[str, Any]:
         "adamw", betas=(0.9, 0.95), weight_decay=0.05, no_decay="bias|scale", batch_size=8, **sized
     )
     pairs = jax.random.normal(jax.random.key(1), (PAIRS, 2, 96, 96, 3), jnp.float32)
-    pictures = jax.random.normal(jax.random.key(1), (8, 1, 128, 128, 3), jnp.float32)
+    images = jax.random.normal(jax.random.key(1), (8, 1, 128, 128, 3), jnp.float32)
     resnet50 = torchvision_resnet.make("resnet50")
     made = byol.make(backbone=resnet50)
     asked = {
         "moco": (moco.make(backbone=resnet50), sgd, pairs),
         "byol": (made, sgd, pairs),
-        "mae": (mae.make(backbone=vit.make("base")), adamw, pictures),
+        "mae": (mae.make(backbone=vit.make("base")), adamw, images),
     }
     found: dict[str, Any] = {
         name: _program.measure(method, optimizer, {"views": views}, repeats)
@@ -103,10 +103,10 @@ def queue_bytes(rows: int = ROWS, queue: int = QUEUE, width: int = WIDTH) -> dic
     }
 
 
-def masking(size: int = 224, pictures: int = 2) -> dict[str, float]:
+def masking(size: int = 224, rows: int = 2) -> dict[str, float]:
     """Operations of MAE with ViT-B/16, as lowered; nothing is compiled."""
     network = vit.make("base")
-    batch = {"views": jax.ShapeDtypeStruct((pictures, 1, size, size, 3), jnp.float32)}
+    batch = {"views": jax.ShapeDtypeStruct((rows, 1, size, size, 3), jnp.float32)}
     patches = (size // network.patch) ** 2
 
     def flops(function: Any, *shapes: Any) -> float:
@@ -125,8 +125,8 @@ def masking(size: int = 224, pictures: int = 2) -> dict[str, float]:
         return flops(jax.value_and_grad(loss), params, batch)
 
     def encoder(kept: int) -> float:
-        images = jax.ShapeDtypeStruct((pictures, size, size, 3), jnp.float32)
-        keep = jax.ShapeDtypeStruct((pictures, kept), jnp.int32)
+        images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.float32)
+        keep = jax.ShapeDtypeStruct((rows, kept), jnp.int32)
         params = jax.eval_shape(
             lambda images: network.init(jax.random.key(0), images, True), images
         )

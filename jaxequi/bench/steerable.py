@@ -7,7 +7,7 @@ and their gradient takes. How long a network takes to begin is in `bench/start.p
 Two CPU cores that other programs share, 2026-11-27, fast widths (64 channels), batch 16, 65 pixels,
 by the processor's time: the steerable step takes 1.12 (C4), 1.13 (D4) and 1.12 times (C8) what the
 plain one takes, of which filters and their gradient are 5, 7 and 8 %. They do not grow with batch
-and picture, which the rest of the step does.
+and image, which the rest of the step does.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Encoded pictures to RGB images: simplejpeg where it can, Pillow for the rest, equal pixels.
+"""Encoded images to RGB images: simplejpeg where it can, Pillow for the rest, equal pixels.
 
 simplejpeg (extra `fast`) reads the bytes in place and is a quarter faster. Colour types that it
 does not convert as Pillow does (CMYK, YCCK) and every other format go to Pillow, whatever the
 file is called: ImageNet has a PNG named .JPEG. Like the references' loaders, neither turns a
-picture by its EXIF orientation.
+image by its EXIF orientation.
 
 Formats are those of `FORMATS` alone, as one of Pillow's others starts a program (EPS: Ghostscript).
-A picture that is cut short is an error, never a grey half.
+An image that is cut short is an error, never a grey half.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_SCANS = 100
 
 
 def check_size(width: int, height: int, what: str = "the header") -> None:
-    """Raise `DataError` for no pixel, or more of them than a picture may have."""
+    """Raise `DataError` for no pixel, or more of them than an image may have."""
     if not width * height:
         raise DataError(f"{what} claims {width} x {height} pixels")
     if width * height > MAX_PIXELS:
@@ -51,7 +51,7 @@ def _has_endless_scans(jpeg: bytes) -> bool:
     return jpeg.count(b"\xff\xda") > MAX_SCANS
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """Open an encoded file in one of `FORMATS` with Pillow; its pixels are still to be loaded.
 
     Raises:
@@ -65,7 +65,7 @@ def open_picture(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size)
         if isinstance(image, PngImagePlugin.PngImageFile):
-            image.verify()  # of its checksums; then the picture has to be opened again
+            image.verify()  # of its checksums; then the image has to be opened again
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         return image
     except DataError:
@@ -78,7 +78,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 def _undecodable(data: bytes, error: Exception) -> DataError:
     return DataError(
-        f"cannot decode {len(data)} bytes that start with {data[:8]!r}: {shown(error)}. Pictures "
+        f"cannot decode {len(data)} bytes that start with {data[:8]!r}: {shown(error)}. Images "
         f"are {', '.join(FORMATS)}, whole."
     )
 
@@ -86,14 +86,12 @@ def _undecodable(data: bytes, error: Exception) -> DataError:
 def _from_array(image: np.ndarray) -> Image.Image:
     """Make RGB of u8[H, W], u8[H, W, 1], u8[H, W, 3] or u8[H, W, 4] (alpha is dropped)."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise DataError(
-            f"a picture must be u8[H, W] or u8[H, W, C], not {image.dtype}{image.shape}"
-        )
+        raise DataError(f"an image must be u8[H, W] or u8[H, W, C], not {image.dtype}{image.shape}")
     if image.ndim == 2:
         image = image[..., None]
     check_size(image.shape[1], image.shape[0], "an array")
     if image.shape[-1] not in (1, 3, 4):
-        raise DataError(f"a picture has 1, 3 or 4 channels, not {image.shape[-1]}")
+        raise DataError(f"an image has 1, 3 or 4 channels, not {image.shape[-1]}")
     if image.shape[-1] == 1:
         return Image.fromarray(image[..., 0]).convert("RGB")
     return Image.fromarray(image[..., :3])
@@ -116,7 +114,7 @@ def _simplejpeg(data: bytes) -> Image.Image | None:
 
 def _pillow(data: bytes) -> Image.Image:
     """Decode with Pillow; 16-bit grey keeps its high byte, where Pillow would clip at 255."""
-    with open_picture(data) as image:
+    with open_image(data) as image:
         try:
             if image.mode.startswith("I;16"):
                 return _from_array((np.asarray(image) >> 8).astype(np.uint8))
@@ -125,18 +123,18 @@ def _pillow(data: bytes) -> Image.Image:
             raise _undecodable(data, error) from error
 
 
-def decode(picture: bytes | np.ndarray) -> Image.Image:
+def decode(encoded: bytes | np.ndarray) -> Image.Image:
     """Decode an encoded file to an RGB image; an array u8[H, W] or u8[H, W, C] becomes one too.
 
     Raises:
       DataError: an empty, truncated or unreadable file, in none of `FORMATS`, or too large.
     """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    if not picture:
+    if isinstance(encoded, np.ndarray):
+        return _from_array(encoded)
+    if not encoded:
         raise DataError("the file is empty (0 bytes)")
-    if simplejpeg is not None and picture[:2] == b"\xff\xd8":
-        image = _simplejpeg(picture)
+    if simplejpeg is not None and encoded[:2] == b"\xff\xd8":
+        image = _simplejpeg(encoded)
         if image is not None:
             return image
-    return _pillow(picture)
+    return _pillow(encoded)

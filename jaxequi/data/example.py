@@ -105,7 +105,7 @@ def parse(data: bytes, wanted: Sequence[str] = ()) -> dict[str, Value]:
     return features
 
 
-def picture(features: Mapping[str, Value], name: str) -> bytes:
+def image(features: Mapping[str, Value], name: str) -> bytes:
     """Return the one string of bytes that a feature is to be; `DataError` if it is not."""
     value = features.get(name, [])
     if not isinstance(value, list) or len(value) != 1:

@@ -158,7 +158,7 @@ def _stack(records: list[Record], rows: list[int], mask: np.ndarray) -> dict[str
     shapes = {record["views"].shape for record in records}
     if len(shapes) > 1:
         raise DataError(
-            f"the pictures of one batch have unequal sizes {sorted(shapes)}; end every pipe with "
+            f"the images of one batch have unequal sizes {sorted(shapes)}; end every pipe with "
             "a crop or a resize to one size."
         )
     batch: dict[str, Any] = {
@@ -205,7 +205,7 @@ def batches(
       seed: of the host randomness.
       start: first step.
       stop: step before which to end.
-      num_views: stored pictures to draw of each example, all different ones.
+      num_views: stored images to draw of each example, all different ones.
       positions: places in the global batch that this host loads; all by default.
       threads: batches made at the same time; 0 makes each when it is asked for.
       buffer: batches held ready; with those in the making it bounds the memory.

@@ -17,7 +17,7 @@ import numpy as np
 from jaxequi.data.raycast import BOXES, ELLIPSOIDS, Parts
 from jaxequi.groups import quaternions
 
-DIAGONAL = 1.5  # of the bounding box; ShapeNet has 1, but here a picture has fewer pixels
+DIAGONAL = 1.5  # of the bounding box; ShapeNet has 1, but here an image has fewer pixels
 # Over a part's own paint an object is sprayed red from its right, green from its front and blue
 # from above. The spray tells, whatever the class, which way it faces: what takes 3DIEBench days to
 # learn from shape takes a small network minutes.

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from jaxequi.data.op import Drawn, Op
 
-Picture = Image.Image
+PILImage = Image.Image
 LAYERS = 2
 GREY = (128, 128, 128)
 CUTOUT_COLOUR = (125, 122, 113)
@@ -21,23 +21,23 @@ IMAGENET_MEAN = (124, 116, 104)
 
 
 def _affine(
-    image: Picture, matrix: tuple[float, ...], how: Image.Resampling, fill: tuple[int, int, int]
-) -> Picture:
+    image: PILImage, matrix: tuple[float, ...], how: Image.Resampling, fill: tuple[int, int, int]
+) -> PILImage:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=how, fillcolor=fill)
 
 
-def _solarize_add(image: Picture, added: int, threshold: int = 128) -> Picture:
+def _solarize_add(image: PILImage, added: int, threshold: int = 128) -> PILImage:
     """Add to the levels below the threshold."""
     table = [min(255, level + added) if level < threshold else level for level in range(256)]
     return image.point(table * 3)
 
 
-def _posterize(image: Picture, bits: int) -> Picture:
-    """Keep the highest bits of every level; none makes the picture black, as Pillow once did."""
+def _posterize(image: PILImage, bits: int) -> PILImage:
+    """Keep the highest bits of every level; none makes the image black, as Pillow once did."""
     return image.point([level & (256 - 2 ** (8 - bits)) for level in range(256)] * 3)
 
 
-def _mae(name: str, image: Picture, m: float, sign: float) -> Picture:
+def _mae(name: str, image: PILImage, m: float, sign: float) -> PILImage:
     """Apply an operation of `rand-m9-mstd0.5-inc1` (timm 0.3.2) with magnitude `m` of 10."""
     part, width, height = m / 10, image.width, image.height
     how, fill = Image.Resampling.BICUBIC, IMAGENET_MEAN
@@ -93,7 +93,9 @@ MAE_OPS = [
 ]
 
 
-def _eqinv(name: str, image: Picture, index: int, sign: float, rng: np.random.Generator) -> Picture:
+def _eqinv(
+    name: str, image: PILImage, index: int, sign: float, rng: np.random.Generator
+) -> PILImage:
     """Apply an operation of the package `randaugment` 1.0.2 at a place, 0 to 9, of its range."""
     part, width, height = index / 9, image.width, image.height
     bicubic, nearest = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
@@ -162,16 +164,16 @@ def _sign(rng: np.random.Generator) -> float:
 
 
 def _layers(
-    name: str, step: Callable[[Picture, np.random.Generator], tuple[Picture, list[float]]]
+    name: str, step: Callable[[PILImage, np.random.Generator], tuple[PILImage, list[float]]]
 ) -> Op:
     """Make an op of two layers; each draws (applied, operation, magnitude, sign)."""
 
-    def apply(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         drawn = []
         for _ in range(LAYERS):
-            picture, numbers = step(picture, rng)
+            image, numbers = step(image, rng)
             drawn += numbers
-        return picture, drawn
+        return image, drawn
 
     return Op(name, apply, draws=4 * LAYERS)
 
@@ -183,13 +185,13 @@ def rand_augment_mae(magnitude: float = 9.0, std: float = 0.5) -> Op:
     `MAE_OPS`, magnitude, sign).
     """
 
-    def step(picture: Picture, rng: np.random.Generator) -> tuple[Picture, list[float]]:
+    def step(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, list[float]]:
         which, applied = int(rng.integers(len(MAE_OPS))), bool(rng.random() < 0.5)
         m = float(np.clip(rng.normal(magnitude, std), 0, 10))
         sign = _sign(rng)
         if applied:
-            picture = _mae(MAE_OPS[which], picture, m, sign)
-        return picture, [float(applied), float(which), m, sign]
+            image = _mae(MAE_OPS[which], image, m, sign)
+        return image, [float(applied), float(which), m, sign]
 
     return _layers("rand_augment_mae", step)
 
@@ -201,11 +203,11 @@ def rand_augment_eqinv() -> Op:
     (applied, index into `EQINV_OPS`, place, sign).
     """
 
-    def step(picture: Picture, rng: np.random.Generator) -> tuple[Picture, list[float]]:
+    def step(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, list[float]]:
         which, place = int(rng.integers(len(EQINV_OPS))), int(rng.integers(1, 10))
         applied, sign = bool(rng.random() < 0.5), _sign(rng)
         if applied:
-            picture = _eqinv(EQINV_OPS[which], picture, place, sign, rng)
-        return picture, [float(applied), float(which), float(place), sign]
+            image = _eqinv(EQINV_OPS[which], image, place, sign, rng)
+        return image, [float(applied), float(which), float(place), sign]
 
     return _layers("rand_augment_eqinv", step)

@@ -37,7 +37,7 @@ NUM_LATENTS = 7
 MIN_IMAGE_SIZE = 8
 
 SAMPLES = 2  # rays a pixel along each side
-MAX_CHUNK, MAX_CHUNK_RAYS = 16, 2**18  # of the pictures computed at once
+MAX_CHUNK, MAX_CHUNK_RAYS = 16, 2**18  # of the images computed at once
 
 CAMERA_DISTANCE, CAMERA_POLAR, FIELD_OF_VIEW = 2.5, np.pi / 4, 0.691111
 FLOOR_HEIGHT, FLOOR_SATURATION, FLOOR_VALUE = -1.0, 0.6, 0.6
@@ -69,12 +69,12 @@ _COMPONENTS = {"rotation": 4, "fade": 1}  # of the fields of `Parts`; the others
 
 
 def render(parts: Parts, latents: np.ndarray, image_size: int) -> np.ndarray:
-    """Pictures of objects under given latents.
+    """Images of objects under given latents.
 
-    The pixels of a picture depend on its own object and latents alone, not on its neighbours.
+    The pixels of an image depend on its own object and latents alone, not on its neighbours.
 
     Args:
-      parts: one object for all pictures, or N of them.
+      parts: one object for all images, or N of them.
       latents: f32[N, 7].
       image_size: height and width in pixels.
 
@@ -101,14 +101,14 @@ def render(parts: Parts, latents: np.ndarray, image_size: int) -> np.ndarray:
 
     device = jax.local_devices()[0]
     chunk = max(1, min(MAX_CHUNK, MAX_CHUNK_RAYS // (SAMPLES * image_size) ** 2))
-    pictures = []
+    images = []
     for start in range(0, count, chunk):
-        # A short last chunk is filled up by repeating its last picture, so that one shape compiles.
+        # A short last chunk is filled up by repeating its last image, so that one shape compiles.
         rows = np.minimum(np.arange(start, start + chunk), count - 1)
         scenes = jax.device_put(_pose(Parts(*(a[rows] for a in parts)), latents[rows]), device)
-        pictures.append(_cast(*scenes, image_size))
+        images.append(_cast(*scenes, image_size))
     nothing = np.zeros((0, image_size, image_size, 3), np.uint8)
-    return np.concatenate([nothing, *(np.asarray(picture) for picture in pictures)])[:count]
+    return np.concatenate([nothing, *(np.asarray(image) for image in images)])[:count]
 
 
 class _Posed(NamedTuple):
@@ -125,7 +125,7 @@ class _Posed(NamedTuple):
 
 
 class _Lighting(NamedTuple):
-    """What else differs from one of N pictures to the next."""
+    """What else differs from one of N images to the next."""
 
     floor: Array  # f32[N, 3], albedo
     spot: Array  # f32[N, 3], colour
@@ -195,7 +195,7 @@ def _rays(image_size: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _cast(posed: _Posed, lighting: _Lighting, image_size: int) -> Array:
-    """Pictures u8[N, H, W, 3]; inside, S counts the rays of one picture.
+    """Images u8[N, H, W, 3]; inside, S counts the rays of one image.
 
     Every pass over the parts is a scan: left to itself, XLA's CPU backend fuses a reduction over
     them into scalar code, which takes twenty times as long.
@@ -265,7 +265,7 @@ def _nearest(
 
     Args:
       posed: the objects.
-      starts: f32[P, N, 3]; the rays of a picture leave from one point outside every part, and
+      starts: f32[P, N, 3]; the rays of an image leave from one point outside every part, and
         these are its images under `posed.to_unit`.
       direction: components f32[S] or f32[N, S], of any length; distances count it as 1.
       nearest: tagged distances f32[N, S] to what else there is. With the tag a scan carries one

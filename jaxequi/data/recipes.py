@@ -1,4 +1,4 @@
-"""What each published system does to its pictures, as pipes.
+"""What each published system does to its images, as pipes.
 
 A recipe is the host pipe of each view (`data/transforms.py`), the device pipe of each view
 (`jaxequi/augment`) and how examples are mixed. Flips and crops come first, on the host; they
@@ -96,7 +96,7 @@ def mae_finetune(size: int = 224) -> Recipe:
 
 
 def mae_linear(size: int = 224) -> Recipe:
-    """Bicubic crop drawn once and cut to the picture, flip."""
+    """Bicubic crop drawn once and cut to the image, flip."""
     return Recipe((_crop(size, more=", filter='bicubic', attempts=0"),), (IMAGENET,))
 
 
@@ -138,7 +138,7 @@ def pcam(size: int = 97, circle: bool = False, centre: bool = False) -> Recipe:
 def rotmnist(size: int = 28, shift: bool = False, bias: float | None = None) -> Recipe:
     """RotMNIST: upright, or with `bias` one angle a batch, N(45, bias) degrees.
 
-    The uniform regime turns every picture once: that is the source `rotated`.
+    The uniform regime turns every image once: that is the source `rotated`.
     """
     moved = "|shift(1)" if shift else ""
     turned = "" if bias is None else f"|rotate_batch(45.0, {bias})"

@@ -16,7 +16,7 @@ from jaxequi.data.errors import DataError
 LENGTH = struct.Struct("<Q")
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
-MAX_RECORD = 1 << 30  # bytes; a picture is never as large
+MAX_RECORD = 1 << 30  # bytes; an image is never as large
 
 
 def _check_headers(path: epath.Path, headers: list[bytes], places: list[tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Host transforms: geometry in uint8, one picture at a time, on Pillow's images.
+"""Host transforms: geometry in uint8, one image at a time, on Pillow's images.
 
 An op is made by a function of this module, from numbers that a config can spell, and is a value
 `Op`: `op.apply(RGB image, rng) -> (image, drawn)`. A pipe is a sequence of ops and is written
@@ -29,8 +29,8 @@ try:
 except ImportError:
     cykooz_resizer = None
 
-Picture = Image.Image
-Resize = Callable[[Picture, tuple[int, int]], Picture]
+PILImage = Image.Image
+Resize = Callable[[PILImage, tuple[int, int]], PILImage]
 Transform = Callable[[Record, np.random.Generator], Record]
 
 QUARTERS = (
@@ -47,7 +47,7 @@ FILTERS = {
 }
 
 
-def _fixed(name: str, function: Callable[[Any], Picture]) -> Op:
+def _fixed(name: str, function: Callable[[Any], PILImage]) -> Op:
     """Make an op that draws nothing."""
     return Op(name, lambda image, rng: (function(image), None))
 
@@ -89,7 +89,7 @@ def resizer(filter: str, fast: bool = False) -> Resize:
     bilinear = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
     options = cykooz_resizer.ResizeOptions(bilinear)
 
-    def resize(image: Picture, size: tuple[int, int]) -> Picture:
+    def resize(image: PILImage, size: tuple[int, int]) -> PILImage:
         out = Image.new("RGB", size[::-1])
         cykooz_resizer.Resizer().resize_pil(image, out, options)  # one is for one thread only
         return out
@@ -110,7 +110,7 @@ def resize(size: int | Sequence[int], filter: str = "bilinear", fast: bool = Fal
     """
     pair, resized = _size(size), resizer(filter, fast)
 
-    def apply(image: Picture) -> Picture:
+    def apply(image: PILImage) -> PILImage:
         if not isinstance(size, int):
             return resized(image, pair)
         width, height = image.size
@@ -125,7 +125,7 @@ def resize(size: int | Sequence[int], filter: str = "bilinear", fast: bool = Fal
 
 
 def center_crop(size: int | Sequence[int]) -> Op:
-    """Cut out the middle; a picture that is too small is first padded with black.
+    """Cut out the middle; an image that is too small is first padded with black.
 
     Offsets are rounded half to even, as torchvision's `center_crop`.
     """
@@ -135,7 +135,7 @@ def center_crop(size: int | Sequence[int]) -> Op:
         missing = max(new - old, 0)
         return round((old + missing - new) / 2) - missing // 2
 
-    def apply(image: Picture) -> Picture:
+    def apply(image: PILImage) -> PILImage:
         left, top = offset(image.width, width), offset(image.height, height)
         return image.crop((left, top, left + width, top + height))
 
@@ -147,7 +147,7 @@ def flip(p: float = 0.5) -> Op:
     if not isinstance(p, (int, float)) or not 0 <= p <= 1:
         raise Refusal(f"p is a probability, 0 to 1, not {p!r}.")
 
-    def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         flipped = rng.random() < p
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -166,7 +166,7 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Draw (top, left, height, width) by the rule of torchvision's `RandomResizedCrop`.
 
-    Area uniform in `scale` of the picture's, logarithm of width over height uniform in `ratio`;
+    Area uniform in `scale` of the image's, logarithm of width over height uniform in `ratio`;
     after so many attempts that do not fit, the largest middle box whose shape is allowed.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -191,7 +191,7 @@ def clipped_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """Draw (top, left, height, width) as MAE's linear probe: one draw, sides cut to the picture."""
+    """Draw (top, left, height, width) as MAE's linear probe: one draw, sides cut to the image."""
     area = height * width * rng.uniform(*scale)
     aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
     w = max(1, min(round(math.sqrt(area * aspect)), width))
@@ -207,9 +207,9 @@ def random_resized_crop(
     attempts: int = 10,
     fast: bool = False,
 ) -> Op:
-    """Cut a random box and resize it; draws (top, left, height, width) as parts of the picture.
+    """Cut a random box and resize it; draws (top, left, height, width) as parts of the image.
 
-    With `attempts=0` the box is drawn once and cut to the picture (`clipped_box`). `fast`: see
+    With `attempts=0` the box is drawn once and cut to the image (`clipped_box`). `fast`: see
     `resizer`.
     """
     pair, resized = _size(size), resizer(filter, fast)
@@ -219,7 +219,7 @@ def random_resized_crop(
         raise Refusal(f"ratio must be 0 < low <= high, not {ratio}.")
     scale, ratio = (scale[0], scale[1]), (ratio[0], ratio[1])
 
-    def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         width, height = image.size
         if attempts:
             top, left, h, w = crop_box(height, width, scale, ratio, attempts, rng)
@@ -236,21 +236,21 @@ def pad_crop(padding: int = 4) -> Op:
     if padding < 1:
         raise Refusal(f"padding is 1 or more pixels, not {padding}.")
 
-    def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         down, right = (int(x) for x in rng.integers(2 * padding + 1, size=2))
-        left, top = right - padding, down - padding  # outside of a picture is black
+        left, top = right - padding, down - padding  # outside of an image is black
         return image.crop((left, top, left + image.width, top + image.height)), (down, right)
 
     return Op("pad_crop", apply, draws=2)
 
 
 def rotate90() -> Op:
-    """Turn a square picture by 0 to 3 quarters counter-clockwise; draws (quarters,)."""
+    """Turn a square image by 0 to 3 quarters counter-clockwise; draws (quarters,)."""
 
-    def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         quarters = int(rng.integers(4))
         if image.width != image.height:
-            raise Refusal(f"rotate90 is for square pictures, not {image.width}x{image.height}.")
+            raise Refusal(f"rotate90 is for square images, not {image.width}x{image.height}.")
         turn = QUARTERS[quarters]
         return (image if turn is None else image.transpose(turn)), (quarters,)
 
@@ -258,19 +258,19 @@ def rotate90() -> Op:
 
 
 def rotated(
-    image: Picture, degrees: float, how: Image.Resampling = Image.Resampling.BILINEAR
-) -> Picture:
-    """Turn a picture counter-clockwise about its middle, same size, black outside."""
+    image: PILImage, degrees: float, how: Image.Resampling = Image.Resampling.BILINEAR
+) -> PILImage:
+    """Turn an image counter-clockwise about its middle, same size, black outside."""
     return image.rotate(degrees, how)
 
 
 def rotate(degrees: Sequence[float] = (-180.0, 180.0), filter: str = "bilinear") -> Op:
-    """Turn a picture by a uniform angle, black outside; draws (degrees,)."""
+    """Turn an image by a uniform angle, black outside; draws (degrees,)."""
     how = _filter(filter)
     if len(degrees) != 2 or degrees[0] > degrees[1]:
         raise Refusal(f"degrees must be (low, high), not {degrees}.")
 
-    def apply(image: Picture, rng: np.random.Generator) -> tuple[Picture, Drawn]:
+    def apply(image: PILImage, rng: np.random.Generator) -> tuple[PILImage, Drawn]:
         angle = float(rng.uniform(degrees[0], degrees[1]))
         return rotated(image, angle, how), (angle,)
 
@@ -338,16 +338,16 @@ def stored(record: Record, rng: np.random.Generator) -> Record:
 def make(pipes_of_views: Sequence[str]) -> Transform:
     """Compose one pipe a view into `transform(record, rng) -> record`.
 
-    Of a record with one picture, every pipe makes a view, and the steps that the pipes share
-    before the first random one are done once: a picture that feeds two views is decoded once. Of
-    a record with several pictures, pipe i makes view i from picture i, or the only pipe all views.
+    Of a record with one image, every pipe makes a view, and the steps that the pipes share
+    before the first random one are done once: an image that feeds two views is decoded once. Of
+    a record with several images, pipe i makes view i from image i, or the only pipe all views.
 
     The result has `views` u8[V, H, W, 3] and `aug`, a dict of f32[V, k] with what the ops drew
     (zeros for a view whose pipe has no such op), and keeps all else of the record but `image`.
 
     Raises:
       ValueError: a pipe that cannot be read; while running, views of unequal sizes, or a number
-        of pictures that fits no reading above.
+        of images that fits no reading above.
     """
     if not pipes_of_views:
         raise Refusal("there must be a pipe for at least one view.")
@@ -356,32 +356,32 @@ def make(pipes_of_views: Sequence[str]) -> Transform:
     tails = [_named(ops)[shared:] for ops in chains]
     widths = {name: op.draws for tail in tails for name, op in tail if op.draws}
 
-    def prepare(picture: Any, rng: np.random.Generator) -> Picture:
+    def prepare(image: Any, rng: np.random.Generator) -> PILImage:
         for op in chains[0][:shared]:
-            picture, _ = op.apply(picture, rng)
-        return picture
+            image, _ = op.apply(image, rng)
+        return image
 
     def transform(record: Record, rng: np.random.Generator) -> Record:
-        pictures = [prepare(picture, rng) for picture in record["image"]]
-        count = max(len(pictures), len(tails))
-        if {len(pictures), len(tails)} - {1, count}:
-            raise Refusal(f"{len(pictures)} pictures and {len(tails)} pipes do not pair up.")
+        images = [prepare(image, rng) for image in record["image"]]
+        count = max(len(images), len(tails))
+        if {len(images), len(tails)} - {1, count}:
+            raise Refusal(f"{len(images)} images and {len(tails)} pipes do not pair up.")
         aug = {name: np.zeros((count, k), np.float32) for name, k in widths.items()}
         views = []
         for view in range(count):
-            picture = pictures[view % len(pictures)]
+            image = images[view % len(images)]
             for name, op in tails[view % len(tails)]:
-                picture, drawn = op.apply(picture, rng)
+                image, drawn = op.apply(image, rng)
                 if drawn is not None:
                     aug[name][view] = drawn
-            views.append(picture)
-        if len({picture.size for picture in views}) > 1:
-            sizes = [(picture.height, picture.width) for picture in views]
+            views.append(image)
+        if len({image.size for image in views}) > 1:
+            sizes = [(image.height, image.width) for image in views]
             raise Refusal(
                 f"the views have unequal sizes {sizes}; "
                 "end every pipe with a crop or a resize to one size."
             )
         rest = {key: value for key, value in record.items() if key != "image"}
-        return {**rest, "views": np.stack([np.asarray(picture) for picture in views]), "aug": aug}
+        return {**rest, "views": np.stack([np.asarray(image) for image in views]), "aug": aug}
 
     return transform

@@ -137,7 +137,7 @@ def check_on_grid(group: Group) -> None:
 
 
 def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
-    """Move a picture by one element: mirror left and right, then turn counter-clockwise.
+    """Move an image by one element: mirror left and right, then turn counter-clockwise.
 
     >>> act(cyclic(4), 1, np.array([[1, 2], [3, 4]]), axes=(0, 1))
     array([[2, 4],
@@ -153,7 +153,7 @@ def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)
       axes: the axes (H, W).
 
     Returns:
-      The moved picture; a quarter turn exchanges unequal sides.
+      The moved image; a quarter turn exchanges unequal sides.
 
     Raises:
       ValueError: the element turns by another angle than a multiple of 90 degrees.
@@ -185,10 +185,10 @@ def act_on_field(group: Group, element: int, field: Any, axes: tuple[int, int] =
 
 
 def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
-    """Move a picture by any element: exactly where the grid allows it, else by interpolation.
+    """Move an image by any element: exactly where the grid allows it, else by interpolation.
 
     Other angles than quarter turns read the four by four neighbours of each point with the weights
-    of cubic convolution (Keys, 1981; a = -1/2). What lies outside the picture is 0.
+    of cubic convolution (Keys, 1981; a = -1/2). What lies outside the image is 0.
 
     Args and result are those of `act`.
 
@@ -200,7 +200,7 @@ def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-
     h, w = (a % image.ndim for a in axes)
     if image.shape[h] != image.shape[w]:
         raise Refusal(
-            f"a picture of {image.shape[h]} x {image.shape[w]} pixels: {group.labels[element]} "
+            f"an image of {image.shape[h]} x {image.shape[w]} pixels: {group.labels[element]} "
             "degrees needs a square one. Crop it."
         )
     pixels, shares = neighbours(group, element, image.shape[h])
@@ -217,7 +217,7 @@ def transform(group: Group, element: int, image: Any, axes: tuple[int, int] = (-
 
 @functools.lru_cache(maxsize=64)
 def neighbours(group: Group, element: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each pixel of a moved picture of n x n reads, of the picture before; see `transform`.
+    """What each pixel of a moved image of n x n reads, of the image before; see `transform`.
 
     Returns:
       Rows and columns i32[16, 2, n, n], and their shares f32[16, n, n].

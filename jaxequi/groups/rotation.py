@@ -1,4 +1,4 @@
-"""Turning pictures on the device: by any angle about their centre, or each by its own quarter.
+"""Turning images on the device: by any angle about their centre, or each by its own quarter.
 
 torchvision's RandomRotation on float tensors, as `experiments/rotmnist/trainer.py` of Edixhoven,
 Lengyel and van Gemert (2023) uses it in biased training and in every sweep over angles.
@@ -16,7 +16,7 @@ from jaxequi.types import Array
 
 
 def act_each(group: planar.Group, elements: Array, images: Array) -> Array:
-    """Move each picture by an element of its own, as `planar.act`: exactly, by a gather.
+    """Move each image by an element of its own, as `planar.act`: exactly, by a gather.
 
     Args:
       group: whose elements all map the pixel grid onto itself, C4 or D4.
@@ -28,7 +28,7 @@ def act_each(group: planar.Group, elements: Array, images: Array) -> Array:
     """
     side = images.shape[1]
     if images.shape[2] != side:
-        raise Refusal(f"quarter turns of {images.shape}: the sides of a picture must be equal")
+        raise Refusal(f"quarter turns of {images.shape}: the sides of an image must be equal")
     grid = np.arange(side * side).reshape(side, side)
     moved = [planar.act(group, g, grid, (0, 1)).ravel() for g in range(group.order)]
     places = jnp.asarray(np.stack(moved))[elements]
@@ -37,9 +37,9 @@ def act_each(group: planar.Group, elements: Array, images: Array) -> Array:
 
 
 def rotate(images: Array, degrees: Array | float, nearest: bool = False) -> Array:
-    """Turn pictures counter-clockwise about ((H - 1) / 2, (W - 1) / 2); what comes in is 0.
+    """Turn images counter-clockwise about ((H - 1) / 2, (W - 1) / 2); what comes in is 0.
 
-    Bilinear interpolation is multiplied by that of a picture of ones, so a border pixel fades with
+    Bilinear interpolation is multiplied by that of an image of ones, so a border pixel fades with
     the square of its share, as in torchvision. Angles of a quarter turn are exact with `nearest`.
 
     Args:

@@ -31,7 +31,7 @@ def shapes(config: ml_collections.ConfigDict, num_classes: int, side: int = 64) 
     Args:
       config: of the method; `train` says of how many views it learns.
       num_classes: of the data; read by configs that do not say it.
-      side: of the pictures in pixels; of no matter but to tables of learned positions.
+      side: of the images in pixels; of no matter but to tables of learned positions.
     """
     method = experiment.make_method(config, {"num_classes": num_classes, "examples": 1})
     views = max(config.train.num_views, len(config.train.views or ()))

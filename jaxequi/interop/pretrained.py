@@ -291,7 +291,7 @@ def described(
 
 
 def shown(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """How `val` shows pictures, in timm's words, as far as its pipes say it."""
+    """How `val` shows images, in timm's words, as far as its pipes say it."""
     val = config.get("val") or {}
     views, photometry = val.get("views"), val.get("augment")
     if not views or not photometry:
@@ -333,7 +333,7 @@ def _steps(pipe: str, ops: Mapping[str, Callable[..., Any]]) -> list[tuple[str, 
 
 
 def _stored(run: pathlib.Path) -> dict[str, Any]:
-    """What the first batch of a run says: the size of its pictures, the names of its classes."""
+    """What the first batch of a run says: the size of its images, the names of its classes."""
     file = run / EXAMPLES_FILE
     if not file.exists():
         return {}

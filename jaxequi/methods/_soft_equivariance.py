@@ -1,7 +1,7 @@
 """Soft equivariance: a map in the midst of a network follows quarter turns and flips of its input.
 
 Lee et al., ICLR 2026, arXiv 2603.06693; aitrics-chris/SER. Of the last pairs of a batch both views
-are cut from the same place of a picture and moved by two elements of D4 (`augment.turned_pairs`);
+are cut from the same place of an image and moved by two elements of D4 (`augment.turned_pairs`);
 moved back, the maps of a layer should be the same. The maps are those of the method's own passes:
 there is no second one. The paper's term is "ntxent", its layer the third block of twelve of a
 vision transformer, its pairs a hundredth of a batch of 2048; "l2" is the distance alone, which
@@ -128,5 +128,5 @@ def _square(given: Array, layer: str) -> Array:
             return tokens.reshape(len(tokens), side, side, -1)
     raise Refusal(
         f"soft_equivariance.layer={layer!r} gives {given.shape}, which is no square map; give "
-        "square pictures, and a layer before they are pooled"
+        "square images, and a layer before they are pooled"
     )

@@ -1,4 +1,4 @@
-"""MAE: fill in the hidden patches of a picture.
+"""MAE: fill in the hidden patches of an image.
 
 He et al., CVPR 2022; facebookresearch/mae, `models_mae.py`. The representation is the class token
 that has seen the patches left.
@@ -54,7 +54,7 @@ def make(
 
     Raises:
       ValueError: a ratio outside (0, 1), a backbone that pools the mean or is no `models.vit`, a
-        decoder that cannot be; and when it meets a batch, patches that do not fill the pictures, a
+        decoder that cannot be; and when it meets a batch, patches that do not fill the images, a
         ratio that leaves none, or another number of views.
     """
     if not 0 < mask_ratio < 1:

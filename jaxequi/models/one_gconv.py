@@ -41,7 +41,7 @@ class OneGConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         del train
-        x = jnp.mean(x, -1, keepdims=True)  # the reference's pictures have one channel
+        x = jnp.mean(x, -1, keepdims=True)  # the reference's images have one channel
         conv = LiftingConv(
             self.features,
             self.group,

@@ -1,4 +1,4 @@
-"""Residual networks as SIE has them: pictures to features, no classifier.
+"""Residual networks as SIE has them: images to features, no classifier.
 
 Reference: facebookresearch/SIE, src/resnet.py. Three things differ from torchvision's networks:
 
@@ -111,11 +111,11 @@ def _max_pool(x: Array) -> Array:
     return x
 
 
-_STEMS = {"imagenet": 4, "small": 2}  # by what they divide the side of a picture
+_STEMS = {"imagenet": 4, "small": 2}  # by what they divide the side of an image
 
 
 class ResNet(nn.Module):
-    """Pictures f32[N, H, W, 3] to features f32[N, R]: a stem, four stages, the mean over space.
+    """Images f32[N, H, W, 3] to features f32[N, R]: a stem, four stages, the mean over space.
 
     The maps after the stem ("stem") and each stage ("layer1" to "layer4") are sown into the
     collection "intermediates".
@@ -137,7 +137,7 @@ class ResNet(nn.Module):
       remat: compute a block's inner maps again in the backward pass instead of keeping them.
 
     Raises:
-      ValueError: a side of the picture that the strides do not divide.
+      ValueError: a side of the image that the strides do not divide.
     """
 
     stage_sizes: tuple[int, ...]
@@ -186,7 +186,7 @@ class ResNet(nn.Module):
                 below = side // (stem * stages) * stem * stages
                 near = sorted({below, below + stem * stages} - {0})
                 raise Refusal(
-                    f"pictures of {height}x{width} do not fit a ResNet with the {self.stem!r} "
+                    f"images of {height}x{width} do not fit a ResNet with the {self.stem!r} "
                     f"stem: side // {stem} must be a multiple of {stages}; resize {side} to "
                     f"{' or '.join(map(str, near))}, or choose another stem ({', '.join(_STEMS)})."
                 )
@@ -250,7 +250,7 @@ class SplitPathways(nn.Module):
 
 _basic = functools.partial(functools.partial, ResNet, block=BasicBlock)
 _bottleneck = functools.partial(functools.partial, ResNet, block=Bottleneck)
-_resnet10 = _basic(stage_sizes=(1, 1, 1, 1))  # not the reference's: for small pictures and tests
+_resnet10 = _basic(stage_sizes=(1, 1, 1, 1))  # not the reference's: for small images and tests
 _resnet18 = _basic(stage_sizes=(2, 2, 2, 2))
 _resnet34 = _basic(stage_sizes=(3, 4, 6, 3))
 _resnet50 = _bottleneck(stage_sizes=(3, 4, 6, 3))

@@ -91,7 +91,7 @@ class Bottleneck(BasicBlock):
 
 
 class ResNet(nn.Module):
-    """Pictures f32[N, H, W, 3] to features f32[N, R]: a stem, four stages, the mean over space.
+    """Images f32[N, H, W, 3] to features f32[N, R]: a stem, four stages, the mean over space.
 
     The maps after each stage ("layer1" to "layer4") are sown into the collection "intermediates".
 
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
       dilate: for the second and each following stage, whether it dilates its convolutions instead
         of striding (torchvision's `replace_stride_with_dilation`).
       stem: "imagenet", 7x7 with stride 2 and a max-pool, divides the side by four; "small", 3x3 and
-        no pool, leaves it: for pictures of 32 pixels.
+        no pool, leaves it: for images of 32 pixels.
       zero_init_residual: start the last norm of each branch with scale 0.
       norm: makes the norms, such as `nn.norm.BatchNorm`.
       dtype: of the computation; parameters, statistics and features are f32.

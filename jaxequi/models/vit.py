@@ -1,4 +1,4 @@
-"""Vision transformers: pictures to features, no classifier.
+"""Vision transformers: images to features, no classifier.
 
 Dosovitskiy et al., ICLR 2021; facebookresearch/mae, `models_vit.py` and the encoder of
 `models_mae.py`.
@@ -25,7 +25,7 @@ POSITIONS = ("fixed", "learned")
 
 
 class ViT(nn.Module):
-    """Pictures f32[N, H, W, 3] to features f32[N, width].
+    """Images f32[N, H, W, 3] to features f32[N, width].
 
     Attributes:
       patch: side of a patch in pixels.
@@ -36,7 +36,7 @@ class ViT(nn.Module):
       positions: "fixed", a constant code of sines and cosines; "learned", a parameter that starts
         as that code.
       position_grid: side of the grid whose code a learned table starts as, interpolated to the
-        picture's grid; 0 for the picture's own. 14 fine-tunes at 448 pixels what learned at 224.
+        image's grid; 0 for the image's own. 14 fine-tunes at 448 pixels what learned at 224.
       drop_path: probability that the last block's branches are left out; it rises linearly from 0.
       dtype: of the computation; parameters and features are f32.
       remat: compute each block again in the backward pass instead of keeping its inner tensors.
@@ -66,17 +66,17 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool, keep: Array | None = None) -> Array:
-        """Encode pictures; with `keep`, some of their patches as if there were no others.
+        """Encode images; with `keep`, some of their patches as if there were no others.
 
         Args:
-          keep: i32[N, n], patches of each picture.
+          keep: i32[N, n], patches of each image.
 
         Returns:
           f32[N, R]; with `keep` all tokens after the last LayerNorm, f32[N, 1 + n, R]: that of the
           class, and those of the patches in the order of `keep`.
 
         Raises:
-          ValueError: patches that do not fill the picture, or `keep` for a network that pools the
+          ValueError: patches that do not fill the image, or `keep` for a network that pools the
             mean, and so has no last LayerNorm.
         """
         if keep is not None and self.pool != "token":

@@ -1,4 +1,4 @@
-"""Convolution of pictures, channels last.
+"""Convolution of images, channels last.
 
 TPUs and GPUs always get XLA's convolution. On a CPU a matrix product of the same numbers is faster
 for kernels of one pixel (forward and backward in 0.35 to 0.8 of the time, ResNet-50 at 96 and 224
@@ -46,7 +46,7 @@ class Window(NamedTuple):
 
 
 def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int = 1) -> Array:
-    """Correlate pictures with a kernel.
+    """Correlate images with a kernel.
 
     Args:
       x: [B, H, W, I].

@@ -118,7 +118,7 @@ def group_conv(
       [B, H', W', O G] in the dtype of x, H' = (H + 2 p - d (k - 1) - 1) // s + 1.
 
     Raises:
-      ValueError: kernel and group do not fit, or the picture is smaller than the kernel.
+      ValueError: kernel and group do not fit, or the image is smaller than the kernel.
     """
 
     def own(x: Array, kernel: Array) -> Array:
@@ -199,7 +199,7 @@ def convolve(
       groups: parts of the channels that do not see each other.
 
     Raises:
-      ValueError: the picture is smaller than the kernel.
+      ValueError: the image is smaller than the kernel.
     """
     rows, columns = (
         Window(s, (p, p), d) for s, p, d in zip(pair(strides), pair(padding), pair(dilation))

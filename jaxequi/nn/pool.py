@@ -42,7 +42,7 @@ def max_pool(
       [B, H', W', C].
 
     Raises:
-      ValueError: the picture is smaller than the window.
+      ValueError: the image is smaller than the window.
     """
     return _max(x, _windows(x, window, strides, padding, dilation, ceil_mode))
 

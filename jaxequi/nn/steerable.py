@@ -224,7 +224,7 @@ def steerable_conv(
       [B, H', W', C_out] in the dtype of x. The filter is made in f32.
 
     Raises:
-      ValueError: other channels than the input type has, or a picture smaller than the kernel.
+      ValueError: other channels than the input type has, or an image smaller than the kernel.
     """
     check_channels(space.type_in, x.shape[-1])
 

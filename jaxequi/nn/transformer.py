@@ -22,7 +22,7 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 def patchify(images: Array, size: int) -> Array:
-    """Cut pictures [N, H, W, C] into patches [N, L, size * size * C].
+    """Cut images [N, H, W, C] into patches [N, L, size * size * C].
 
     Patches row by row, and in each its pixels row by row, channels last: facebookresearch/mae,
     `models_mae.py`, `patchify`.
@@ -33,7 +33,7 @@ def patchify(images: Array, size: int) -> Array:
     n, height, width, channels = images.shape
     if height % size or width % size:
         raise Refusal(
-            f"patches of {size}x{size} do not fill pictures of {height}x{width}; resize them to "
+            f"patches of {size}x{size} do not fill images of {height}x{width}; resize them to "
             f"{max(height // size, 1) * size}x{max(width // size, 1) * size}, or change `patch`"
         )
     cut = images.reshape(n, height // size, size, width // size, size, channels)

@@ -1,8 +1,8 @@
-"""How far two feature maps of one picture are apart that should be the same, place by place.
+"""How far two feature maps of one image are apart that should be the same, place by place.
 
 Lee et al., "Soft equivariance regularization for invariant self-supervised learning", ICLR 2026,
 arXiv 2603.06693, which asks it of maps in the midst of a network. Both take maps f32[N, L, D] of N
-pictures and L places; features count by their direction alone.
+images and L places; features count by their direction alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def squared_distance(a: Array, b: Array) -> Array:
 
 
 def ntxent_of_places(a: Array, b: Array, temperature: float = 0.3) -> Array:
-    """Mean cross-entropy of each place naming itself in the other map among all other pictures'.
+    """Mean cross-entropy of each place naming itself in the other map among all other images'.
 
-    The paper's term: the other L - 1 places of the same picture, which may look alike, are left
-    out on both sides. Of the N L x 2 N L similarities those of one picture stand in memory at once.
+    The paper's term: the other L - 1 places of the same image, which may look alike, are left
+    out on both sides. Of the N L x 2 N L similarities those of one image stand in memory at once.
 
     Args:
       temperature: divides the cosines.
@@ -39,13 +39,13 @@ def ntxent_of_places(a: Array, b: Array, temperature: float = 0.3) -> Array:
         owner = jnp.repeat(jnp.tile(jnp.arange(n), 2), length)
 
         @jax.checkpoint
-        def of_picture(given: tuple[Array, Array, Array]) -> Array:
+        def of_image(given: tuple[Array, Array, Array]) -> Array:
             here, there, own = given
             positive = jnp.sum(here * there, axis=-1) / temperature
             similarity = jnp.matmul(here, every.T, precision="highest") / temperature
             others = jnp.where(owner == own, -jnp.inf, similarity)
             return jnp.mean(jnp.logaddexp(positive, jax.nn.logsumexp(others, axis=-1)) - positive)
 
-        return jnp.mean(jax.lax.map(of_picture, (a, b, jnp.arange(n))))
+        return jnp.mean(jax.lax.map(of_image, (a, b, jnp.arange(n))))
 
     return (one_side(a, b) + one_side(b, a)) / 2

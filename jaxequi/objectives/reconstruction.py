@@ -1,4 +1,4 @@
-"""How well the hidden parts of a picture are filled in (MAE)."""
+"""How well the hidden parts of an image are filled in (MAE)."""
 
 from __future__ import annotations
 

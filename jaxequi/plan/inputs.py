@@ -45,7 +45,7 @@ class Data:
 def prepared(
     config: ml_collections.ConfigDict, data: Data
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Copy a config for a plan: without evaluations, and with blank pictures for absent data.
+    """Copy a config for a plan: without evaluations, and with blank images for absent data.
 
     Returns:
       The config, and what was assumed, a line each.
@@ -73,7 +73,7 @@ def prepared(
 
 
 def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
-    """The source, or blank pictures in its place; of one that wraps another, that other."""
+    """The source, or blank images in its place; of one that wraps another, that other."""
     asked, facts = train and data != Data(), None
     if isinstance(source, Mapping) and isinstance(source.get("source"), Mapping):
         inner = _available(source["source"], data, train, said)
@@ -101,7 +101,7 @@ def _available(source: Any, data: Data, train: bool, said: list[str]) -> Any:
     blank = {"name": "blank", "examples": max(examples, classes), "classes": classes, "size": size}
     blank |= more
     said.append(
-        f"{source}: planned as {blank['examples']} pictures of {size}x{size} in {classes} classes"
+        f"{source}: planned as {blank['examples']} images of {size}x{size} in {classes} classes"
     )
     return blank
 

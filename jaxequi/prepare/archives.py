@@ -18,7 +18,7 @@ from jaxequi.data.sources._files import open_file
 MAX_MEMBER = 4 << 30  # bytes of a file in an archive; the largest in use has 2.8e9
 MAX_NAME = 1 << 20  # bytes of a name, or of a header's extension
 MAX_UNPACKED = 16 << 30  # bytes of an unpacked gzip file; the largest in use has 7.2e9
-MAX_RATIO = 100  # of them to the packed ones; zeros have 1000, pictures 2 or so
+MAX_RATIO = 100  # of them to the packed ones; zeros have 1000, images 2 or so
 _CHUNK = 1 << 20
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
@@ -99,7 +99,7 @@ def gunzip(path: epath.PathLike) -> bytes:
                     if len(unpacked) > limit:
                         raise DataError(
                             f"{shown(path)} unpacks to over {limit:,} bytes from {size:,}; no "
-                            "pictures do."
+                            "images do."
                         )
         except (OSError, EOFError, MemoryError, zlib.error) as error:
             raise DataError(f"{shown(path)} is a broken gzip file: {error}") from error

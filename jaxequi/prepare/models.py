@@ -1,6 +1,6 @@
-"""The objects that 3DIEBench pictures can be made of: ShapeNet, a folder of meshes, or embedded.
+"""The objects that 3DIEBench images can be made of: ShapeNet, a folder of meshes, or embedded.
 
-A model is called `<class>/<object>`, which is also where its pictures go:
+A model is called `<class>/<object>`, which is also where its images go:
 
     <root>/<class>/<object>/models/model_normalized.obj    ShapeNetCore.v2, the class a synset
     <root>/<class>/<any path>.obj, .glb or .ply            meshes; a file that lies in <root>
@@ -112,7 +112,7 @@ def _meshes(base: pathlib.Path) -> dict[str, Model]:
 
 
 def _check(base: pathlib.Path, file: pathlib.Path) -> None:
-    """Refuse what is no file, and what cannot name a folder of pictures."""
+    """Refuse what is no file, and what cannot name a folder of images."""
     if not file.is_file():
         raise DataError(f"{shown(file)} is no regular file; only meshes in files are rendered.")
     if not str(file.relative_to(base)).isprintable():

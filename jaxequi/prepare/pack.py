@@ -4,7 +4,7 @@ SOURCE is written like a step of a pipe, its arguments literals:
 
     python -m jaxequi.prepare.pack "threedie(root='/data/3DIEBench', split='train')" packed/train
 
-Encoded pictures are copied as they are, arrays become PNG; a record holds one picture with its
+Encoded images are copied as they are, arrays become PNG; a record holds one image with its
 label and latents (see `data/sources/packed.py`). A shard is complete or absent: a run that was
 stopped goes on with the first shard that is missing, and the manifest, with the SHA-256 of every
 shard, comes last.
@@ -43,22 +43,22 @@ _SHARD_EXAMPLES = flags.DEFINE_integer(
 _THREADS = flags.DEFINE_integer("threads", 4, "Shards at the same time.", 1, flag_values=FLAGS)
 _VERIFY = flags.DEFINE_bool("verify", False, "Only check the shards of OUT.", flag_values=FLAGS)
 
-READ_AT_ONCE = 64  # pictures in one call of the source
+READ_AT_ONCE = 64  # images in one call of the source
 
 
-def _encoded(picture: Any) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
+def _encoded(stored: Any) -> bytes:
+    if isinstance(stored, bytes):
+        return stored
     buffer = io.BytesIO()
-    image = np.asarray(picture)
+    image = np.asarray(stored)
     Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _records(record: Record) -> Iterator[bytes]:
-    """Encode the pictures of one example, a record each."""
-    for view, picture in enumerate(record["image"]):
-        features: dict[str, Any] = {"image": _encoded(picture), "label": int(record["label"])}
+    """Encode the images of one example, a record each."""
+    for view, image in enumerate(record["image"]):
+        features: dict[str, Any] = {"image": _encoded(image), "label": int(record["label"])}
         if "latent" in record:
             features["latent"] = np.asarray(record["latent"][view], np.float32)
         yield example.build(features)
@@ -123,7 +123,7 @@ def pack(source: Source, out: epath.PathLike, shard_examples: int = 1024, thread
     """Write a source into a folder of shards; go on where an earlier run stopped.
 
     Raises:
-      ValueError: a picture that cannot be read, or a folder that cannot be written or holds
+      ValueError: an image that cannot be read, or a folder that cannot be written or holds
         another packed source. Shards that are whole stay; there is no other trace.
     """
     if shard_examples < 1:

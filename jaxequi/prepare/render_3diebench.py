@@ -7,9 +7,9 @@
 writes `OUT/<class>/<object>/image_<v>.jpg` and `latent_<v>.npy`, which the source `threedie`
 reads. Two things differ from the reference's generator (facebookresearch/SIE, `data/main.py`). Its
 latents come from one stream, so that shards need seeds of their own and a run that was resumed
-gives other pictures; here they are drawn from (seed, object), so that neither shards nor
+gives other images; here they are drawn from (seed, object), so that neither shards nor
 interruptions change anything. And what cannot be read is skipped, listed and counted. Like there,
-pictures have red and blue swapped, unless `--rgb` is given.
+images have red and blue swapped, unless `--rgb` is given.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from jaxequi.prepare.scene import DEVICES, ENGINES, Scene
 # Columns of a stored latent in the order in which the reference draws them: the floor and the
 # light come before the rotation.
 DRAW_ORDER = (3, 4, 5, 6, 0, 1, 2)
-JPEG_QUALITY = 95  # OpenCV's default, with which the released pictures were written
+JPEG_QUALITY = 95  # OpenCV's default, with which the released images were written
 SETTINGS = "render.json"
 
 FLAGS = flags.FlagValues()
@@ -147,8 +147,8 @@ def render(
             latents = draw_latents(seed, model.name, views)
             here.mkdir(parents=True, exist_ok=True)
             for view in missing:
-                picture = renderer.render(latents[view])
-                _write_view(here, view, picture if rgb else picture[..., ::-1], latents[view])
+                image = renderer.render(latents[view])
+                _write_view(here, view, image if rgb else image[..., ::-1], latents[view])
                 bar.advance(task)
     if objects and len(skipped) == len(objects):
         raise DataError("none of the objects can be read:\n" + "\n".join(skipped))
@@ -163,10 +163,10 @@ def _is_complete(folder: epath.Path, view: int) -> bool:
     return all(file.exists() for file in _files(folder, view))
 
 
-def _write_view(folder: epath.Path, view: int, picture: np.ndarray, latent: np.ndarray) -> None:
+def _write_view(folder: epath.Path, view: int, pixels: np.ndarray, latent: np.ndarray) -> None:
     image_file, latent_file = _files(folder, view)
     image, array = io.BytesIO(), io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(
+    Image.fromarray(np.ascontiguousarray(pixels)).save(
         image, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0"
     )
     np.save(array, latent)

@@ -61,7 +61,7 @@ class Scene:
         """Build all of the scene but the object.
 
         Args:
-          image_size: height and width of the pictures.
+          image_size: height and width of the images.
           engine: one of `ENGINES`; eevee needs a graphics driver.
           samples: of a pixel, at most.
           device: one of `DEVICES`, for Cycles.
@@ -75,7 +75,7 @@ class Scene:
         self._bpy.ops.wm.read_factory_settings(use_empty=True)
         self._scene = self._bpy.context.scene
         self._objects: list[Any] = []
-        self._set_up_picture(image_size, threads)
+        self._set_up_image(image_size, threads)
         if engine == "cycles":
             self._use_cycles(samples, device)
         else:
@@ -119,7 +119,7 @@ class Scene:
         )
         self._place(self._spot, raycast.SPOT_DISTANCE, theta, phi)
         with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder, "picture.png")
+            file = pathlib.Path(folder, "image.png")
             self._scene.render.filepath = str(file)
             try:
                 with _quiet():
@@ -127,10 +127,10 @@ class Scene:
             except RuntimeError as error:
                 raise Refusal(f"Blender cannot render: {_reason(error)}") from error
             if not file.exists():
-                raise Refusal("Blender rendered no picture.")
+                raise Refusal("Blender rendered no image.")
             return np.asarray(decoding.decode(file.read_bytes()))
 
-    def _set_up_picture(self, image_size: int, threads: int) -> None:
+    def _set_up_image(self, image_size: int, threads: int) -> None:
         render = self._scene.render
         render.resolution_x = render.resolution_y = image_size
         render.resolution_percentage = 100

@@ -1,7 +1,7 @@
 """Prepare TFDS data sets without TensorFlow: `python -m jaxequi.prepare.tfds NAME`.
 
 Names, features, keys, splits, labels and versions are those of the stock builders, whose own
-code needs TensorFlow to read archives and to encode pictures. What they would generate is
+code needs TensorFlow to read archives and to encode images. What they would generate is
 generated here, and written by TFDS as ArrayRecord, so that `tfds.data_source` and TensorFlow
 users can read it. Archives are downloaded by TFDS's download manager with its checksums, or taken
 from `--manual-dir` where they lie there already.
@@ -74,7 +74,7 @@ def mnist(builder: Any, fetch: Fetch) -> Splits:
 
 
 def cifar(builder: Any, fetch: Fetch) -> Splits:
-    """Read the binary version: label bytes, then 3072 bytes of a picture, colour by colour."""
+    """Read the binary version: label bytes, then 3072 bytes of an image, colour by colour."""
     info = builder._cifar_info
     files = {path.removeprefix(info.prefix): content for path, content in members(fetch(info.url))}
     for key, file in zip(info.label_keys, info.label_files):
@@ -101,7 +101,7 @@ def cifar(builder: Any, fetch: Fetch) -> Splits:
 
 
 def stl10(builder: Any, fetch: Fetch) -> Splits:
-    """Read the binary version: pictures by colour and column, labels from 1."""
+    """Read the binary version: images by colour and column, labels from 1."""
     url = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
     archive = fetch(url)
     small = {
@@ -162,7 +162,7 @@ def oxford_flowers102(builder: Any, fetch: Fetch) -> Splits:
 
 
 def patch_camelyon(builder: Any, fetch: Fetch) -> Splits:
-    """Read the HDF5 files of pictures and labels."""
+    """Read the HDF5 files of images and labels."""
     try:
         import h5py
     except ImportError as error:
@@ -171,8 +171,8 @@ def patch_camelyon(builder: Any, fetch: Fetch) -> Splits:
 
     def examples(split: str) -> Examples:
         files = [io.BytesIO(gunzip(fetch(f"{base}{split}_{kind}.h5.gz"))) for kind in "xy"]
-        with h5py.File(files[0], "r") as pictures, h5py.File(files[1], "r") as answers:
-            for index, (image, label) in enumerate(zip(pictures["x"], answers["y"])):
+        with h5py.File(files[0], "r") as images, h5py.File(files[1], "r") as answers:
+            for index, (image, label) in enumerate(zip(images["x"], answers["y"])):
                 key = f"{split}_{index}"
                 yield key, {"id": key, "image": png(image), "label": int(label.ravel()[0])}
 
@@ -192,7 +192,7 @@ FOLDERS = {"train": "train", "validation": "val"}
 def _as_jpeg(content: bytes, where: str) -> bytes:
     """Make RGB JPEGs of the 22 CMYK JPEGs and the PNG among ImageNet's files."""
     try:
-        with decoding.open_picture(content) as image:
+        with decoding.open_image(content) as image:
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 return content
             buffer = io.BytesIO()
@@ -255,7 +255,7 @@ def imagenet2012(builder: Any, manual_dir: epath.Path | None) -> Splits:
 
     Raises:
       DataError: neither is there; the message lists what was looked for, and where. A folder that
-        is no synset. While they are read: a tar that is none, a picture that is none.
+        is no synset. While they are read: a tar that is none, an image that is none.
     """
     if manual_dir is None:
         raise DataError(

@@ -5,8 +5,8 @@ calc_eq_error. A layer F is compared with itself on the moved image: mean |g F(x
 moves pixels and, in a network over the group, the slices of each field.
 
 Turns by other angles than 90 degrees do not map the grid onto itself: both sides interpolate
-(`planar.transform`), and corners leave the picture. So for them everything outside the disc that
-fits into the picture is set to 0 first, and maps are compared inside the disc. What interpolation
+(`planar.transform`), and corners leave the image. So for them everything outside the disc that
+fits into the image is set to 0 first, and maps are compared inside the disc. What interpolation
 alone explains is a few percent where maps are fine-grained: such an error is a measurement, no
 verdict.
 """
@@ -167,7 +167,7 @@ def _interpolated_gaps(upright: Any, moved: Any, turns: Any, slices: Any) -> Any
 
 
 def _disc(shape: tuple[int, ...]) -> np.ndarray:
-    """f32[1, n, n, 1]: 1 on pixels inside the disc that fits into the picture, else 0."""
+    """f32[1, n, n, 1]: 1 on pixels inside the disc that fits into the image, else 0."""
     n = shape[1]
     row, column = np.mgrid[:n, :n] - (n - 1) / 2
     return (np.hypot(row, column) <= n / 2).astype(np.float32)[None, :, :, None]

@@ -47,14 +47,14 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         (out / "table.csv").write_text(table.to_csv(lines))
         told = "".join(f"- {trend}\n" for trend in trends)
         (out / "table.md").write_text(f"{table.markdown(lines)}\n{told}")
-        pictures = []
+        images = []
         for name, figure in made.items():
             file = out / "figures" / f"{name}.png"
             figure.savefig(file, dpi=90)
             data = base64.b64encode(file.read_bytes()).decode()
-            pictures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
+            images.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
         page = out / "index.html"
-        page.write_text(_page(table.cells(lines), trends, pictures, folders))
+        page.write_text(_page(table.cells(lines), trends, images, folders))
     except OSError as error:
         raise Refusal(f"{out} cannot be written: {error.strerror}; give another --out") from error
     return page
@@ -63,7 +63,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
 def _page(
     cells: Sequence[Sequence[str]],
     trends: Sequence[str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     folders: Sequence[pathlib.Path],
 ) -> str:
     def line(values: Sequence[str], tag: str) -> str:
@@ -80,6 +80,6 @@ def _page(
         f"<table>{line(head, 'th')}{''.join(line(values, 'td') for values in body)}</table>"
         "<p>A pooled rotation R2 of 0.23 is what a constant guess scores. "
         "Mean ± standard deviation (seeds).</p>"
-        f"{told}<h2>Figures</h2>{''.join(pictures)}"
+        f"{told}<h2>Figures</h2>{''.join(images)}"
         f"<h2>Runs</h2><pre>{html.escape(chr(10).join(map(str, folders)))}</pre>\n"
     )

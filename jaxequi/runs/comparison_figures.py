@@ -80,8 +80,8 @@ class Asked:
         asked = asked / (np.linalg.norm(asked, axis=-1, keepdims=True) + 1e-30)
         return np.einsum("qe,nve->qnv", asked, near)
 
-    def picture(self, row: int, view: int) -> np.ndarray:
-        """One stored picture, u8[H, W, 3]."""
+    def image(self, row: int, view: int) -> np.ndarray:
+        """One stored image, u8[H, W, 3]."""
         [record] = self.source.read([int(row)], np.array([[int(view)]]))
         transform = transforms.make(self.pipes)
         return np.asarray(transform(record, np.random.default_rng(0))["views"])[0]
@@ -144,7 +144,7 @@ def found(label: str, one: Asked, seed: int = 0) -> Figure:
             right = "the view" if (other, other_view) == (row, view) else ""
             same = "same object" if other == row else "another object"
             shown.append((other, other_view, f"{place + 1}: {right or same}"))
-        _pictures(figure, one, shown, line, len(rows))
+        _images(figure, one, shown, line, len(rows))
     figure.suptitle(f"{label}: the nearest of {objects * count} held-out views", fontsize=10)
     return figure
 
@@ -162,16 +162,16 @@ def sweep(label: str, one: Asked, row: int = 0) -> Figure:
         shown = [
             (row, view, f"{name} {angle:+.0f}°") for view, angle in zip(near, np.degrees(SWEEP))
         ]
-        _pictures(figure, one, shown, line, 3)
+        _images(figure, one, shown, line, 3)
     figure.suptitle(f"{label}: the nearest view while the predictor turns view 0", fontsize=10)
     return figure
 
 
-def _pictures(
+def _images(
     figure: Figure, one: Asked, shown: Sequence[tuple[Any, Any, str]], line: int, lines: int
 ) -> None:
     for at, (row, view, title) in enumerate(shown):
         axis = figure.add_subplot(lines, len(shown), line * len(shown) + at + 1)
-        axis.imshow(one.picture(row, view))
+        axis.imshow(one.image(row, view))
         axis.set_title(title, fontsize=7)
         axis.axis("off")

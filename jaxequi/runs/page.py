@@ -60,7 +60,7 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Panel:
     """A figure with its heading and what it says to those who do not see it.
 
     Attributes:
@@ -86,7 +86,7 @@ class Page:
       facts: of data, machine, command and the like, in order.
       numbers: those that matter.
       compared: rows of a table of runs, its head first; none without rows.
-      pictures: each with the bytes of its PNG.
+      panels: each with the bytes of its PNG.
       metrics: the last of each.
       config: as it was saved.
     """
@@ -96,7 +96,7 @@ class Page:
     facts: Sequence[tuple[str, str]]
     numbers: Sequence[Number]
     compared: Sequence[Sequence[str]]
-    pictures: Sequence[tuple[Picture, bytes]]
+    panels: Sequence[tuple[Panel, bytes]]
     metrics: Mapping[str, float]
     config: Mapping[str, Any]
 
@@ -121,9 +121,9 @@ def render(page: Page) -> str:
         parts.append(f"<h2>Comparison</h2>{_table(page.compared)}")
     shown: dict[str, list[str]] = {}
     folded: dict[str, list[str]] = {}
-    for picture, data in page.pictures:
-        of_title = (folded if picture.folded else shown).setdefault(picture.title, [])
-        of_title.append(_figure(picture, data))
+    for panel, data in page.panels:
+        of_title = (folded if panel.folded else shown).setdefault(panel.title, [])
+        of_title.append(_figure(panel, data))
     for title, figures in shown.items():
         parts.append(f'<h2>{html.escape(title)}</h2><div class="figures">{"".join(figures)}</div>')
     parts.append("<h2>Everything else</h2>")
@@ -162,9 +162,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _figure(picture: Picture, data: bytes) -> str:
+def _figure(panel: Panel, data: bytes) -> str:
     source = base64.b64encode(data).decode()
-    alt = html.escape(picture.alt, quote=True)
+    alt = html.escape(panel.alt, quote=True)
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{source}"></figure>'
 
 

@@ -1,4 +1,4 @@
-"""A network asked where it breaks its symmetry: prediction, measurement, and pictures of both.
+"""A network asked where it breaks its symmetry: prediction, measurement, and images of both.
 
 Of a run the figures go into its report, and a trained classifier is tested at 36 angles, too.
 """
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from jaxequi import experiment
 from jaxequi.experiment import trained
 from jaxequi.groups.planar import Group, cyclic
-from jaxequi.probes import equivariance, exactness, invariance, pictures
+from jaxequi.probes import equivariance, exactness, invariance, plots
 from jaxequi.runs import report
 from jaxequi.train import drawing
 from jaxequi.train import mesh as meshes
@@ -78,8 +78,8 @@ def probe(
     }.get(first, f"breaks from {first} on")
     lines = [f"predicted: {verdict}", f"measured: {measured}", *rows]
     figures = {
-        "equivariance": pictures.error_curves({f"{images.shape[1]} pixels": errors}),
-        "maps": pictures.feature_maps(
+        "equivariance": plots.error_curves({f"{images.shape[1]} pixels": errors}),
+        "maps": plots.feature_maps(
             encode, images[0], group, 1, keep=_drawn(verdict).__contains__, regular=regular
         ),
     }
@@ -122,7 +122,7 @@ def of_run(
             f"accuracy of {len(images)} images: upright {found[0]:.4f}, "
             f"quarter turns {found[:: len(found) // 4].mean():.4f}, circle {found.mean():.4f}"
         )
-        figures["circle"] = pictures.circle({"accuracy": found})
+        figures["circle"] = plots.circle({"accuracy": found})
     lines.append(_save(figures, out or run.run / report.FIGURES))
     if not out:
         lines.append(f"report: {report.write(run.run)}")

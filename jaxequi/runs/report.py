@@ -20,21 +20,21 @@ from jaxequi import augment, names
 from jaxequi.evals import turned
 from jaxequi.groups import quaternions
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
-from jaxequi.probes import pictures
+from jaxequi.probes import plots
 from jaxequi.runs import table
-from jaxequi.runs.page import Number, Page, Picture, render
+from jaxequi.runs.page import Number, Page, Panel, render
 from jaxequi.train import provenance
 from jaxequi.train.workdir import EXAMPLES_FILE
 
 FIGURES = "figures"  # below the folder of a run
 NAMED_CLASSES = 40  # a longer list is drawn as a curve
 PROBED = (
-    Picture(
+    Panel(
         "Equivariance error by layer",
         "equivariance",
         "Relative equivariance error of each layer, beside rounding",
     ),
-    Picture("Maps of a turned image", "maps", "Maps of an image turned before and after a layer"),
+    Panel("Maps of a turned image", "maps", "Maps of an image turned before and after a layer"),
 )
 # Kinds of measurements, which share an axis wherever they are taken, and other words for them.
 MEASURED = ("top1", "top5", "r2", "cross_entropy", "mrr", "pre")
@@ -111,32 +111,32 @@ def curve_figure(axis_name: str, curves: Sequence[Curve]) -> Figure:
 
 def learning_curves(
     rows: Sequence[Mapping[str, Any]], sets: Collection[str] = (), show: Sequence[str] = ()
-) -> dict[Picture, Figure]:
+) -> dict[Panel, Figure]:
     """One figure an axis: the loss and what `show` names first, the others folded away."""
     axes: dict[str, list[str]] = {}
     found = _curves(rows, sets)
     for name in sorted(found, key=lambda name: (found[name].axis != "loss", name)):
         axes.setdefault(found[name].axis, []).append(name)
-    drawn: dict[Picture, Figure] = {}
-    folded: dict[Picture, Figure] = {}
+    drawn: dict[Panel, Figure] = {}
+    folded: dict[Panel, Figure] = {}
     for axis, names_ in axes.items():
         members = [found[name] for name in names_]
         ends = (f"{c.label} from {c.values[0]:.3g} to {c.values[-1]:.3g}" for c in members)
         matters = any(fnmatch.fnmatch(name, pattern) for name in names_ for pattern in show)
         first = matters or axis == "loss"
         file = "curve_" + re.sub(r"[^A-Za-z0-9_-]+", "-", axis)
-        picture = Picture(
+        panel = Panel(
             "Learning curves" if first else "More curves",
             file,
             f"{axis} over {rows[-1]['step']} steps: {'; '.join(ends)}",
             folded=not first,
         )
-        (drawn if first else folded)[picture] = curve_figure(axis, members)
+        (drawn if first else folded)[panel] = curve_figure(axis, members)
     return drawn | folded
 
 
 def examples(arrays: Mapping[str, np.ndarray]) -> Figure:
-    """The first pictures that the network saw, view pairs in a row, with their latents."""
+    """The first panels that the network saw, view pairs in a row, with their latents."""
     views, latents = arrays["views"], arrays.get("latent")
     count, pairs = min(len(views), 12), views.shape[1]
     columns = 2 if pairs > 1 else 4
@@ -351,7 +351,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     seen = _load(workdir / EXAMPLES_FILE) if (workdir / EXAMPLES_FILE).exists() else None
     if seen is not None and seen["views"].ndim == 5:  # an evaluation may read features instead
         alt = "Training images after all augmentation, each under the name of its class"
-        made[Picture("What the network sees", "examples", alt)] = examples(as_seen(seen, config))
+        made[Panel("What the network sees", "examples", alt)] = examples(as_seen(seen, config))
     for file in sorted(workdir.glob("features_*.npz")):
         arrays, which = _load(file), file.stem.partition("_")[2]
         if "representation" not in arrays:
@@ -359,28 +359,28 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         if arrays["representation"].shape[-1] > 1:
             alt = f"Singular values of the representations of {which}, largest first, by part"
             title = f"Singular values ({which})"
-            made[Picture(title, f"spectrum_{which}", alt)] = spectrum(arrays)
+            made[Panel(title, f"spectrum_{which}", alt)] = spectrum(arrays)
             alt = f"First two principal components of the representations of {which}, by class"
             title = f"Principal components ({which})"
-            made[Picture(title, f"projection_{which}", alt)] = projection(arrays)
+            made[Panel(title, f"projection_{which}", alt)] = projection(arrays)
         if {"logits", "label"} <= set(arrays):
             hits = np.mean(arrays["logits"].argmax(-1) == arrays["label"][:, None])
             alt = f"Accuracy of each class of {which}, the hardest first: {hits:.3f} over all"
             title = f"Accuracy by class ({which})"
-            made[Picture(title, f"classes_{which}", alt)] = by_class(arrays)
+            made[Panel(title, f"classes_{which}", alt)] = by_class(arrays)
         if "turned_logits" in arrays:
             found = turned.accuracies(arrays["turned_logits"], arrays["label"])
             alt = f"Accuracy on {which} by the angle of the image: mean {np.mean(found):.3f}"
             title = f"Accuracy by angle ({which})"
-            made[Picture(title, f"angles_{which}", alt)] = pictures.circle({which: found})
+            made[Panel(title, f"angles_{which}", alt)] = plots.circle({which: found})
 
     if (config.get("method") or {}).get("name") == "eqinv":
         made |= _of_eqinv(workdir, config)
 
     folder = workdir / FIGURES
     folder.mkdir(exist_ok=True)
-    for picture, figure in made.items():
-        figure.savefig(folder / f"{picture.file}.png", dpi=90)
+    for panel, figure in made.items():
+        figure.savefig(folder / f"{panel.file}.png", dpi=90)
     shown = [*made, *(p for p in PROBED if (folder / f"{p.file}.png").exists())]
     compared: list[list[str]] = []
     if config.get("compare"):
@@ -396,7 +396,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
                 facts=facts(run, seen),
                 numbers=headlines(run, classes),
                 compared=compared,
-                pictures=[(p, (folder / f"{p.file}.png").read_bytes()) for p in shown],
+                panels=[(p, (folder / f"{p.file}.png").read_bytes()) for p in shown],
                 metrics=run.rows[-1],
                 config=config,
             )
@@ -405,13 +405,13 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     return page
 
 
-def _of_eqinv(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[Picture, Figure]:
+def _of_eqinv(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[Panel, Figure]:
     """What EqInv made of its data, and how it and the runs beside it bear a shift."""
     from jaxequi.runs import environments  # reads the checkpoint, which no other figure needs
 
     features = {file.stem: _load(file) for file in sorted(workdir.glob("features_*.npz"))}
     made = {
-        Picture(title, name, title): figure
+        Panel(title, name, title): figure
         for title, (name, figure) in environments.figures(workdir, features).items()
     }
     beside = {name: workdir / name / "features_testgt.npz" for name in config.get("compare", ())}
@@ -421,5 +421,5 @@ def _of_eqinv(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[Picture,
     if known:
         title = "Accuracy by the shift of the context (testgt)"
         alt = f"Accuracy of {', '.join(known)} by how far the context lies from the class's own"
-        made[Picture(title, "shift", alt)] = environments.by_shift(known)
+        made[Panel(title, "shift", alt)] = environments.by_shift(known)
     return made

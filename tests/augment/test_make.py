@@ -149,7 +149,7 @@ def test_random_erasing_follows_its_rule(keys):
     np.testing.assert_array_equal(op.apply(x, jnp.zeros(6)), x)
 
 
-def test_mixup_weighs_pictures_and_labels_alike(keys):
+def test_mixup_weighs_images_and_labels_alike(keys):
     mixed = jax.jit(mixture.mixing(3, mixup=0.8, smoothing=0.1))
     views = jnp.asarray(BATCH["views"], jnp.float32)
     out, target, share = mixed(next(keys), views, jnp.asarray(BATCH["label"]))

@@ -1,7 +1,7 @@
 """Photometry on the device against Pillow, in 8-bit levels, and its samplers by statistics.
 
 The bounds: grey, brightness, solarize and blur are exact; contrast and saturation differ by one
-level in at most 2 % of the values of a picture (single precision); hue in 0.1 % by one level.
+level in at most 2 % of the values of an image (single precision); hue in 0.1 % by one level.
 """
 
 import functools
@@ -17,20 +17,20 @@ from jaxequi.augment import blur, colour
 
 PHOTO = Image.open(pathlib.Path(__file__).parents[1] / "data" / "files" / "png_named.JPEG")
 COLOURS = np.stack(np.meshgrid(*[np.arange(0, 256, 5)] * 3, indexing="ij"), -1)
-PICTURES = {
+IMAGES = {
     "photo": np.asarray(PHOTO.resize((96, 80), Image.Resampling.BICUBIC)),
     "noise": np.random.default_rng(0).integers(0, 256, (31, 44, 3), dtype=np.uint8),
     "every_colour": COLOURS.reshape(-1, 52, 3).astype(np.uint8),
 }
 
 
-@pytest.fixture(params=PICTURES)
-def picture(request):
-    return PICTURES[request.param]
+@pytest.fixture(params=IMAGES)
+def image(request):
+    return IMAGES[request.param]
 
 
-def planes(picture):
-    return jnp.moveaxis(jnp.asarray(picture), -1, 0).astype(jnp.float32)
+def planes(image):
+    return jnp.moveaxis(jnp.asarray(image), -1, 0).astype(jnp.float32)
 
 
 def assert_levels(actual, expected, largest, share):
@@ -50,35 +50,35 @@ ENHANCE = [
 
 @pytest.mark.parametrize(("ours", "pillows", "largest", "share"), ENHANCE)
 @pytest.mark.parametrize("factor", [0.0, 0.6, 0.87, 1.0, 1.4, 1.9])
-def test_enhancement_equals_pillow(picture, ours, pillows, largest, share, factor):
-    expected = pillows(Image.fromarray(picture)).enhance(factor)
-    assert_levels(jax.jit(ours)(planes(picture), factor), expected, largest, share)
+def test_enhancement_equals_pillow(image, ours, pillows, largest, share, factor):
+    expected = pillows(Image.fromarray(image)).enhance(factor)
+    assert_levels(jax.jit(ours)(planes(image), factor), expected, largest, share)
 
 
-def pillow_hue(picture, shift):
+def pillow_hue(image, shift):
     """Shift the hue as torchvision does on Pillow images."""
-    hue, saturation, value = Image.fromarray(picture).convert("HSV").split()
+    hue, saturation, value = Image.fromarray(image).convert("HSV").split()
     shifted = np.array(hue) + np.array(shift * 255).astype(np.int32).astype(np.uint8)
     return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, -0.003, 0.0, 0.07, 0.4])
-def test_hue_equals_pillow(picture, shift):
-    actual = jax.jit(colour.shift_hue)(planes(picture), jnp.float32(shift))
-    assert_levels(actual, pillow_hue(picture, shift), 1, 0.001)
+def test_hue_equals_pillow(image, shift):
+    actual = jax.jit(colour.shift_hue)(planes(image), jnp.float32(shift))
+    assert_levels(actual, pillow_hue(image, shift), 1, 0.001)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 0.8, 1.37, 1.999, 2.0])
-def test_blur_equals_pillow(picture, sigma):
-    expected = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma))
-    actual = jax.jit(functools.partial(blur.box_blur, largest=2.0))(planes(picture), sigma)
+def test_blur_equals_pillow(image, sigma):
+    expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
+    actual = jax.jit(functools.partial(blur.box_blur, largest=2.0))(planes(image), sigma)
     assert_levels(actual, expected, 0, 0)
 
 
 def test_a_wide_blur_equals_pillow():
-    picture = PICTURES["photo"]
-    expected = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(5.3))
-    assert_levels(blur.box_blur(planes(picture), jnp.float32(5.3), 6.0), expected, 0, 0)
+    image = IMAGES["photo"]
+    expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(5.3))
+    assert_levels(blur.box_blur(planes(image), jnp.float32(5.3), 6.0), expected, 0, 0)
 
 
 def test_blur_3x3_is_a_gaussian_with_mirrored_edges():
@@ -92,35 +92,35 @@ def test_blur_3x3_is_a_gaussian_with_mirrored_edges():
     np.testing.assert_allclose(blur.blur_3x3(edge, jnp.float32(0.7))[0, :, 0], first)
 
 
-def test_grey_and_solarize_equal_pillow(picture):
-    image = Image.fromarray(picture)
+def test_grey_and_solarize_equal_pillow(image):
+    pillow = Image.fromarray(image)
     on = jnp.ones(1)
     assert_levels(
-        colour.grayscale().apply(planes(picture), on), image.convert("L").convert("RGB"), 0, 0
+        colour.grayscale().apply(planes(image), on), pillow.convert("L").convert("RGB"), 0, 0
     )
-    assert_levels(colour.solarize().apply(planes(picture), on), ImageOps.solarize(image), 0, 0)
-    off = colour.solarize().apply(planes(picture), jnp.zeros(1))
-    np.testing.assert_array_equal(off, planes(picture))
+    assert_levels(colour.solarize().apply(planes(image), on), ImageOps.solarize(pillow), 0, 0)
+    off = colour.solarize().apply(planes(image), jnp.zeros(1))
+    np.testing.assert_array_equal(off, planes(image))
 
 
 @pytest.mark.parametrize("order", range(0, 24, 5))
 def test_jitter_runs_its_parts_in_the_drawn_order(order):
-    picture = PICTURES["photo"]
+    image = IMAGES["photo"]
     drawn = jnp.array([1, 0.7, 1.3, 0.8, 0.08, order], jnp.float32)
-    expected = Image.fromarray(picture)
+    expected = Image.fromarray(image)
     for part in colour.ORDERS[order]:
         if part == 3:
             expected = pillow_hue(np.asarray(expected), 0.08)
         else:
             expected = ENHANCE[part][1](expected).enhance(float(drawn[part + 1]))
-    actual = jax.jit(colour.jitter)(planes(picture), drawn)
+    actual = jax.jit(colour.jitter)(planes(image), drawn)
     assert_levels(actual, expected, 6, 0.02)
 
 
 def test_jitter_that_is_not_applied_changes_nothing():
-    picture = planes(PICTURES["noise"])
+    image = planes(IMAGES["noise"])
     drawn = jnp.array([0, 0.7, 1.3, 0.8, 0.08, 3], jnp.float32)
-    np.testing.assert_array_equal(colour.jitter(picture, drawn), picture)
+    np.testing.assert_array_equal(colour.jitter(image, drawn), image)
 
 
 N = 20_000

@@ -1,11 +1,11 @@
-"""A small source of pictures with two stored views, and pictures of a known content."""
+"""A small source of images with two stored views, and images of a known content."""
 
 import numpy as np
 import pytest
 
 
 class Toy:
-    """Example `row` is a flat picture of level `row` (+100 for view 1); some rows may be broken."""
+    """Example `row` is a flat image of level `row` (+100 for view 1); some rows may be broken."""
 
     class_names = ("even", "odd")
 

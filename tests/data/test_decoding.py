@@ -67,7 +67,7 @@ def test_arrays_become_rgb(shape):
 
 @pytest.mark.parametrize("image", [np.zeros((4, 5), np.float32), np.zeros((4, 5, 2), np.uint8)])
 def test_other_arrays_are_refused(image):
-    with pytest.raises(ValueError, match="a picture"):
+    with pytest.raises(ValueError, match="an image"):
         decoding.decode(image)
 
 
@@ -94,7 +94,7 @@ def encoded(name, size=(13, 9), **more):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow says before what it then refuses
 @pytest.mark.parametrize("name", FORMATS)
-def test_half_a_picture_is_an_error_whatever_pillow_was_told(decoder, monkeypatch, name):
+def test_half_a_image_is_an_error_whatever_pillow_was_told(decoder, monkeypatch, name):
     data = encoded(name)
     assert decoding.decode(data).size == (13, 9)
     for kept in (len(data) // 2, len(data) * 9 // 10):
@@ -117,7 +117,7 @@ def test_no_other_program_is_started(monkeypatch):
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n%%EOF\n"
-    with pytest.raises(DataError, match=r"cannot decode .*%!PS-Ado.*Pictures are JPEG, PNG"):
+    with pytest.raises(DataError, match=r"cannot decode .*%!PS-Ado.*Images are JPEG, PNG"):
         decoding.decode(eps)
     assert not started
 
@@ -132,7 +132,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(side):
         decoding.decode(bytes(data))
 
 
-def test_a_picture_without_pixels_is_refused():
+def test_a_image_without_pixels_is_refused():
     with pytest.raises(DataError, match="claims 0 x 9 pixels"):
         decoding.check_size(0, 9)
     with pytest.raises(DataError):

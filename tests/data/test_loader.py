@@ -262,7 +262,7 @@ def test_bad_options_are_refused_at_once(toy, options, words):
         loader.batches(toy(), transforms.make(["decode"]), lambda step: np.arange(4), **options)
 
 
-def test_pictures_of_unequal_sizes_are_an_error(toy):
+def test_images_of_unequal_sizes_are_an_error(toy):
     class Odd(toy):
         def _read(self, row, views):
             return {"image": [np.zeros((5 + row, 6, 3), np.uint8)], "label": 0}

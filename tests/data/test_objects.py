@@ -34,7 +34,7 @@ def test_an_object_is_centred_and_scaled_by_its_bounding_box(number):
     low, high = points.min(0), points.max(0)
     np.testing.assert_allclose(low + high, 0, atol=0.01)
     assert np.linalg.norm(high - low) == pytest.approx(objects.DIAGONAL, abs=0.01)
-    # Whatever its rotation, it floats above the floor at -1 and keeps inside the picture.
+    # Whatever its rotation, it floats above the floor at -1 and keeps inside the image.
     radius = np.linalg.norm(points, axis=1).max()
     assert radius < 0.8
     assert np.tan(np.arcsin(radius / 2.5)) < np.tan(0.691111 / 2)
@@ -67,8 +67,8 @@ def least_change(parts):
     """The mean change of a pixel, in grey levels, under the rotation that changes least."""
     cube = Rotation.create_group("O")
     cube = cube[np.argsort(cube.magnitude())]
-    pictures = render(parts, turned(cube), 32).astype(float).reshape(2, 24, -1)
-    return np.abs(pictures[:, 1:] - pictures[:, :1]).mean(-1).max(0).min()
+    images = render(parts, turned(cube), 32).astype(float).reshape(2, 24, -1)
+    return np.abs(images[:, 1:] - images[:, :1]).mean(-1).max(0).min()
 
 
 @pytest.mark.parametrize("label", range(COUNT))

@@ -1,4 +1,4 @@
-"""Pictures agree with geometry and light worked out by hand or ray by ray in float64."""
+"""Images agree with geometry and light worked out by hand or ray by ray in float64."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def random_latents(count, seed=0):
 
 
 def pixel_of(point):
-    """Row and column, in units of the picture, of a point of the world."""
+    """Row and column, in units of the image, of a point of the world."""
     offset = np.asarray(point, float) - CAMERA
     depth = offset @ [0, -np.sqrt(0.5), -np.sqrt(0.5)]
     across, up = -offset[0], offset @ [0, -np.sqrt(0.5), np.sqrt(0.5)]
     return np.array([-up, across]) / (depth * HALF_SCREEN) / 2 + 0.5
 
 
-def center_of_black(picture):
-    row, column = np.nonzero((picture == 0).all(-1))
+def center_of_black(image):
+    row, column = np.nonzero((image == 0).all(-1))
     assert len(row) > 3
-    return np.array([row.mean() + 0.5, column.mean() + 0.5]) / len(picture)
+    return np.array([row.mean() + 0.5, column.mean() + 0.5]) / len(image)
 
 
 def covered(parts, angles):
@@ -79,12 +79,12 @@ def test_outlines_agree_with_float64_geometry(number):
     black = {name: np.zeros_like(getattr(objects.build(3, number), name)) for name in PAINT}
     parts = objects.build(3, number)._replace(**black)
     latents = random_latents(6, seed=number)
-    pictures = render(parts, latents, SIZE)
-    for picture, given in zip(pictures, latents):
+    images = render(parts, latents, SIZE)
+    for image, given in zip(images, latents):
         mask = covered(parts, given[:3])
         assert mask.sum() > 10
         # A ray that grazes an edge may fall to either side in float32.
-        assert ((picture == 0).all(-1) != mask).sum() <= 2
+        assert ((image == 0).all(-1) != mask).sum() <= 2
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_outlines_agree_with_float64_geometry(number):
 )
 def test_a_point_of_the_object_is_turned_and_projected(angles, expected):
     parts = object_of(balls=[((0.4, 0, 0), (0.12, 0.12, 0.12))])
-    picture = render(parts, latent(angles), 64)[0]
-    np.testing.assert_allclose(center_of_black(picture), pixel_of(expected), atol=0.012)
+    image = render(parts, latent(angles), 64)[0]
+    np.testing.assert_allclose(center_of_black(image), pixel_of(expected), atol=0.012)
 
 
 def test_the_nearer_part_is_seen():
@@ -124,10 +124,10 @@ SKY = 1.5 + 0.05 * np.pi  # the sun, and a dim sky
 
 @pytest.mark.parametrize(("hue", "rgb"), [(0, "rgg"), (1 / 3, "grg"), (2 / 3, "ggr")])
 def test_the_floor_has_its_hue(hue, rgb):
-    picture = render(object_of(), latent(floor=hue), SIZE)[0]
+    image = render(object_of(), latent(floor=hue), SIZE)[0]
     albedo = {"r": 0.6, "g": 0.24}
     expected = [display(albedo[c], SKY) for c in rgb]
-    np.testing.assert_array_equal(picture[0, 0], expected)  # this corner is outside the cone
+    np.testing.assert_array_equal(image[0, 0], expected)  # this corner is outside the cone
 
 
 @pytest.mark.parametrize(("phi", "toward"), [(0, (1, 0)), (np.pi / 2, (0, 1)), (np.pi, (-1, 0))])
@@ -145,11 +145,11 @@ def test_the_spot_comes_from_its_latents(phi, toward):
 def test_an_object_is_lit_on_one_side_and_throws_a_shadow_on_the_other():
     ball = object_of(balls=[((0, 0, 0), (0.3, 0.3, 0.3))], albedo=0.7)
     theta = 0.4
-    picture = render(ball, latent(floor=0, theta=theta, phi=0, hue=1 / 3), 64)[0].astype(int)
-    left, right = picture[28:36, 24:30, 1], picture[28:36, 34:40, 1]
+    image = render(ball, latent(floor=0, theta=theta, phi=0, hue=1 / 3), 64)[0].astype(int)
+    left, right = image[28:36, 24:30, 1], image[28:36, 34:40, 1]
     assert left.mean() > right.mean() + 15  # +x, where the light is, is left
     row, column = (64 * pixel_of([-np.tan(theta), 0, -1])).astype(int)
-    assert picture[row, column, 1] <= display(0.24, SKY)
+    assert image[row, column, 1] <= display(0.24, SKY)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_an_object_is_lit_on_one_side_and_throws_a_shadow_on_the_other():
     [((0, 0, 0), "r", "g"), ((0, 0, np.pi / 2), "G", "r"), ((0, np.pi / 2, 0), "b", "g")],
 )
 def test_paint_fades_along_the_axes_of_the_object(angles, left, toward):
-    # +x of the world is on the left of the picture, +y toward the camera. Capital: a colour fades.
+    # +x of the world is on the left of the image, +y toward the camera. Capital: a colour fades.
     box = object_of(boxes=[((0, 0, 0), (0.4, 0.4, 0.4))], albedo=0.5)
     box.fade[:] = 1.0
     plain = object_of(boxes=[((0, 0, 0), (0.4, 0.4, 0.4))], albedo=0.5)
@@ -177,9 +177,9 @@ def test_paint_fades_along_the_axes_of_the_object(angles, left, toward):
 
 def test_light_from_above():
     box = object_of(boxes=[((0, 0, 0), (0.3, 0.3, 0.3))], albedo=0.7)
-    picture = render(box, latent(theta=0.0), 64)[0].astype(int)
+    image = render(box, latent(theta=0.0), 64)[0].astype(int)
     top, front = (64 * pixel_of(p) for p in ((0, 0, 0.3), (0, 0.3, 0)))
-    assert picture[int(top[0]), 32].sum() > picture[int(front[0]), 32].sum() + 60
+    assert image[int(top[0]), 32].sum() > image[int(front[0]), 32].sum() + 60
     # The sun's shadow lies under the box, soft: it ends without a step.
     bare = render(object_of(), latent(theta=np.pi / 4, phi=np.pi / 2), 64)[0].astype(int)
     shaded = render(box, latent(theta=np.pi / 4, phi=np.pi / 2), 64)[0].astype(int)
@@ -188,7 +188,7 @@ def test_light_from_above():
     assert np.abs(np.diff((bare - shaded)[-1].sum(-1))).max() < 30
 
 
-def test_a_picture_does_not_depend_on_its_neighbours():
+def test_a_image_does_not_depend_on_its_neighbours():
     numbers = np.arange(37) % 24
     parts = Parts(*map(np.stack, zip(*(objects.build(0, n) for n in numbers))))
     latents = random_latents(37)
@@ -204,11 +204,11 @@ def test_a_picture_does_not_depend_on_its_neighbours():
 def test_one_object_serves_all_latents():
     latents = random_latents(3)
     parts = objects.build(0, 5)
-    pictures = render(parts, latents, SIZE)
-    assert pictures.shape == (3, SIZE, SIZE, 3)
-    assert pictures.dtype == np.uint8
+    images = render(parts, latents, SIZE)
+    assert images.shape == (3, SIZE, SIZE, 3)
+    assert images.dtype == np.uint8
     repeated = Parts(*(np.repeat(a[None], 3, axis=0) for a in parts))
-    np.testing.assert_array_equal(render(repeated, latents, SIZE), pictures)
+    np.testing.assert_array_equal(render(repeated, latents, SIZE), images)
     assert render(parts, latents[:0], SIZE).shape == (0, SIZE, SIZE, 3)
 
 

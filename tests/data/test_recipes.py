@@ -8,7 +8,7 @@ import pytest
 from jaxequi import augment, pipes
 from jaxequi.data import recipes, transforms
 
-N = 1500  # pictures drawn on the host
+N = 1500  # images drawn on the host
 M = 8000  # parameters drawn on the device
 
 # recipe -> host steps of each view, device steps of each view: names in order
@@ -77,7 +77,7 @@ def test_steps_are_those_of_the_reference_in_order(name):
 
 
 def host_draws(recipe, count=N, size=(60, 60)):
-    """Return what the host drew for each view of `count` pictures, {op: [count, V, k]}."""
+    """Return what the host drew for each view of `count` images, {op: [count, V, k]}."""
     transform = transforms.make(recipe.views)
     record = {"image": [np.zeros((*size, 3), np.uint8)]}
     drawn = [transform(record, np.random.default_rng(s))["aug"] for s in range(count)]
@@ -195,7 +195,7 @@ def test_the_biased_regime_of_rotmnist():
     "name", ["byol", "mae_finetune", "pcam", "rotmnist", "ipirm", "eqinv_random_aug", "eqinv_mixup"]
 )
 def test_recipes_of_every_make_run(name):
-    """On a picture of 96 pixels: as published for PatchCamelyon, at 32 elsewhere."""
+    """On an image of 96 pixels: as published for PatchCamelyon, at 32 elsewhere."""
     size = {"pcam": (97,)}.get(name, (32,))
     recipe = recipes.RECIPES[name](*size)
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)

@@ -19,7 +19,7 @@ def small(split="train", **changes):
     return scenes.make(split, **kwargs)
 
 
-def pictures(source, rows, views):
+def images(source, rows, views):
     return np.stack([r["image"] for r in source.read(rows, np.asarray(views))])
 
 
@@ -40,11 +40,11 @@ def test_records():
     np.testing.assert_array_equal(records[1]["image"][0], records[1]["image"][1])
 
 
-def test_a_picture_is_its_object_under_its_latents():
+def test_a_image_is_its_object_under_its_latents():
     source = small()
     parts = raycast.Parts(*(a[4] for a in source.parts))
     expected = raycast.render(parts, source.latents[4], SIZE)
-    np.testing.assert_array_equal(pictures(source, [4], [[0, 1, 2, 3]])[0], expected)
+    np.testing.assert_array_equal(images(source, [4], [[0, 1, 2, 3]])[0], expected)
 
 
 def test_latents_have_their_ranges():
@@ -72,7 +72,7 @@ def test_splits_share_no_object_and_balance_the_classes():
 def test_more_objects_and_views_only_add():
     few, many = small(), small(num_objects=60, num_views=9)
     np.testing.assert_array_equal(many.latents[: len(few), :4], few.latents)
-    np.testing.assert_array_equal(pictures(many, [7], [[1]]), pictures(few, [7], [[1]]))
+    np.testing.assert_array_equal(images(many, [7], [[1]]), images(few, [7], [[1]]))
     assert np.abs(small(seed=1).latents - few.latents).max() > 0.1
 
 
@@ -99,17 +99,17 @@ def test_the_cache_changes_nothing_and_is_bounded(cache_mb):
             )
             for row, view in zip(rows, views)
         ]
-        np.testing.assert_array_equal(pictures(source, rows, views), expected)
+        np.testing.assert_array_equal(images(source, rows, views), expected)
     kept = sum(p.nbytes for p in source._cache.values())
     assert kept <= cache_mb * 2**20
     assert (kept > 0) == (cache_mb > 0)
 
 
-def test_cached_pictures_are_not_computed_again(monkeypatch):
+def test_cached_images_are_not_computed_again(monkeypatch):
     source = small()
-    first = pictures(source, [0, 1], [[0, 1], [2, 3]])
+    first = images(source, [0, 1], [[0, 1], [2, 3]])
     monkeypatch.setattr(scenes, "render", None)
-    np.testing.assert_array_equal(pictures(source, [1, 0], [[3, 2], [1, 0]]), first[::-1, ::-1])
+    np.testing.assert_array_equal(images(source, [1, 0], [[3, 2], [1, 0]]), first[::-1, ::-1])
     with pytest.raises(ValueError, match="read-only"):
         source.read([0], np.array([[0]]))[0]["image"][0][:] = 0
 
@@ -119,14 +119,14 @@ def test_threads_read_the_same():
     rng = np.random.default_rng(0)
     asked = [(rng.integers(0, len(source), 6), rng.integers(0, 4, (6, 2))) for _ in range(12)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        given = list(pool.map(lambda a: pictures(source, *a), asked))
+        given = list(pool.map(lambda a: images(source, *a), asked))
     for a, shown in zip(asked, given):
-        np.testing.assert_array_equal(shown, pictures(alone, *a))
+        np.testing.assert_array_equal(shown, images(alone, *a))
 
 
-def test_the_stated_statistics_are_those_of_the_pictures():
+def test_the_stated_statistics_are_those_of_the_images():
     source = small(image_size=24, num_objects=120)
-    shown = pictures(source, range(96), np.tile([0, 1], (96, 1))) / 255
+    shown = images(source, range(96), np.tile([0, 1], (96, 1))) / 255
     np.testing.assert_allclose(shown.mean((0, 1, 2, 3)), scenes.MEAN, atol=0.025)
     np.testing.assert_allclose(shown.std((0, 1, 2, 3)), scenes.STD, atol=0.015)
 

@@ -171,11 +171,11 @@ def test_a_number_of_ten_bytes_keeps_64_bits():
     assert parsed["x"].tolist() == [-1]
 
 
-def test_one_picture_and_one_integer_are_asked_for():
+def test_one_image_and_one_integer_are_asked_for():
     found = example.parse(example.build({"image": [b"a", b"b"], "label": LATENT, "one": b"x"}))
-    assert example.picture(found, "one") == b"x"
+    assert example.image(found, "one") == b"x"
     with pytest.raises(ValueError, match="image has 2 values of bytes, not one string of bytes"):
-        example.picture(found, "image")
+        example.image(found, "image")
     for name in ("label", "one", "none"):
         with pytest.raises(ValueError, match=rf"{name} has \d values of .*, not one integer"):
             example.integer(found, name)

@@ -15,7 +15,7 @@ def rng():
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
@@ -24,13 +24,13 @@ def run(pipe, image, rng):
     return result["views"][0], {name: drawn[0] for name, drawn in result["aug"].items()}
 
 
-def test_resize_to_the_shorter_side(picture, rng):
-    assert run("resize(15)", picture, rng)[0].shape == (15, 20, 3)
-    assert run("resize(15)", picture.swapaxes(0, 1), rng)[0].shape == (20, 15, 3)
-    assert run("resize((15, 10))", picture, rng)[0].shape == (15, 10, 3)
+def test_resize_to_the_shorter_side(image, rng):
+    assert run("resize(15)", image, rng)[0].shape == (15, 20, 3)
+    assert run("resize(15)", image.swapaxes(0, 1), rng)[0].shape == (20, 15, 3)
+    assert run("resize((15, 10))", image, rng)[0].shape == (15, 10, 3)
 
 
-def test_no_view_takes_more_memory_than_a_picture_may(rng):
+def test_no_view_takes_more_memory_than_a_image_may(rng):
     with pytest.raises(ValueError, match="a view claims 100000 x 100000 pixels"):
         transforms.make(["decode|random_resized_crop(100000)"])
     thin = np.zeros((1, 60_000, 3), np.uint8)
@@ -46,10 +46,10 @@ def test_resize_antialiases():
 
 
 @pytest.mark.parametrize("size", [(13, 21), (47, 33)])
-def test_a_fast_resize_is_at_most_a_level_off(picture, size):
-    image = Image.fromarray(picture)
-    exact = np.asarray(transforms.resizer("bilinear")(image, size)).astype(int)
-    difference = np.abs(np.asarray(transforms.resizer("bilinear", fast=True)(image, size)) - exact)
+def test_a_fast_resize_is_at_most_a_level_off(image, size):
+    pillow = Image.fromarray(image)
+    exact = np.asarray(transforms.resizer("bilinear")(pillow, size)).astype(int)
+    difference = np.abs(np.asarray(transforms.resizer("bilinear", fast=True)(pillow, size)) - exact)
     assert difference.max() == 1
     assert difference.mean() < 0.3
 
@@ -60,29 +60,29 @@ def test_a_fast_resize_without_its_package_is_refused(monkeypatch):
         transforms.make(["decode|random_resized_crop(8, fast=True)"])
 
 
-def test_center_crop_takes_the_middle_and_pads(picture, rng):
-    np.testing.assert_array_equal(run("center_crop(10)", picture, rng)[0], picture[10:20, 15:25])
-    padded, _ = run("center_crop((34, 40))", picture, rng)
-    np.testing.assert_array_equal(padded[2:32], picture)
+def test_center_crop_takes_the_middle_and_pads(image, rng):
+    np.testing.assert_array_equal(run("center_crop(10)", image, rng)[0], image[10:20, 15:25])
+    padded, _ = run("center_crop((34, 40))", image, rng)
+    np.testing.assert_array_equal(padded[2:32], image)
     assert padded[:2].max() == padded[32:].max() == 0
 
 
-def test_flip_mirrors_half_the_time(picture):
+def test_flip_mirrors_half_the_time(image):
     flips = 0
     for seed in range(400):
-        view, drawn = run("flip", picture, np.random.default_rng(seed))
+        view, drawn = run("flip", image, np.random.default_rng(seed))
         flipped = bool(drawn["flip"][0])
-        np.testing.assert_array_equal(view, picture[:, ::-1] if flipped else picture)
+        np.testing.assert_array_equal(view, image[:, ::-1] if flipped else image)
         flips += flipped
     assert abs(flips - 200) < 50
 
 
-def test_pad_crop_moves_by_up_to_the_padding(picture):
+def test_pad_crop_moves_by_up_to_the_padding(image):
     places = set()
     for seed in range(300):
-        view, drawn = run("pad_crop(1)", picture, np.random.default_rng(seed))
+        view, drawn = run("pad_crop(1)", image, np.random.default_rng(seed))
         down, right = (int(x) for x in drawn["pad_crop"])
-        padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
         np.testing.assert_array_equal(view, padded[down : down + 30, right : right + 40])
         places.add((down, right))
     assert len(places) == 9
@@ -94,15 +94,15 @@ def test_rotate90_is_counter_clockwise(rng):
     np.testing.assert_array_equal(view, np.rot90(square, int(drawn["rotate90"][0])))
 
 
-def test_rotate_by_a_right_angle_is_counter_clockwise(picture):
-    square = picture[:, :30]
+def test_rotate_by_a_right_angle_is_counter_clockwise(image):
+    square = image[:, :30]
     turned = transforms.rotated(Image.fromarray(square), 90.0)
     np.testing.assert_array_equal(turned, np.rot90(square))
 
 
-def test_rotate_keeps_its_range(picture):
+def test_rotate_keeps_its_range(image):
     angles = [
-        run("rotate((-30, 60))", picture, np.random.default_rng(s))[1]["rotate"][0]
+        run("rotate((-30, 60))", image, np.random.default_rng(s))[1]["rotate"][0]
         for s in range(300)
     ]
     assert min(angles) >= -30
@@ -110,10 +110,10 @@ def test_rotate_keeps_its_range(picture):
     assert abs(np.mean(angles) - 15) < 6
 
 
-def test_a_crop_is_cut_out_before_it_is_resized(picture, rng):
-    view, drawn = run("random_resized_crop(16, filter='bicubic')", picture, rng)
+def test_a_crop_is_cut_out_before_it_is_resized(image, rng):
+    view, drawn = run("random_resized_crop(16, filter='bicubic')", image, rng)
     top, left, h, w = (drawn["random_resized_crop"] * [30, 40, 30, 40]).round().astype(int)
-    cut = Image.fromarray(picture[top : top + h, left : left + w])
+    cut = Image.fromarray(image[top : top + h, left : left + w])
     expected = np.asarray(cut.resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(view, expected)
 
@@ -147,32 +147,32 @@ def test_the_clipped_rule_draws_once(rng):
     assert 0 <= left <= 1000 - w
 
 
-def test_one_picture_feeds_two_pipes_and_is_decoded_once(picture, rng, monkeypatch):
+def test_one_image_feeds_two_pipes_and_is_decoded_once(image, rng, monkeypatch):
     calls = []
     decode = transforms.decoding.decode
     monkeypatch.setattr(transforms.decoding, "decode", lambda x: calls.append(1) or decode(x))
     transform = transforms.make(["decode|center_crop(8)", "decode|resize((8, 8))|flip"])
-    record = transform({"image": [picture], "label": 1}, rng)
+    record = transform({"image": [image], "label": 1}, rng)
     assert len(calls) == 1
     assert record["views"].shape == (2, 8, 8, 3)
-    np.testing.assert_array_equal(record["views"][0], picture[11:19, 16:24])
+    np.testing.assert_array_equal(record["views"][0], image[11:19, 16:24])
     assert record["aug"]["flip"].shape == (2, 1)
     assert record["aug"]["flip"][0] == 0  # the first pipe has no such op
 
 
-def test_several_pictures_go_through_one_pipe_or_each_through_its_own(picture, rng):
-    pair = {"image": [picture, picture[::-1]], "label": 0}
+def test_several_images_go_through_one_pipe_or_each_through_its_own(image, rng):
+    pair = {"image": [image, image[::-1]], "label": 0}
     both = transforms.make(["decode|center_crop(4)"])(pair, rng)["views"]
-    np.testing.assert_array_equal(both[0], picture[13:17, 18:22])
+    np.testing.assert_array_equal(both[0], image[13:17, 18:22])
     assert both.shape == (2, 4, 4, 3)
     own = transforms.make(["decode|center_crop(4)", "decode|resize((4, 4))"])(pair, rng)["views"]
     assert own.shape == (2, 4, 4, 3)
-    with pytest.raises(ValueError, match="3 pictures and 2 pipes"):
-        transforms.make(["decode"] * 2)({"image": [picture] * 3, "label": 0}, rng)
+    with pytest.raises(ValueError, match="3 images and 2 pipes"):
+        transforms.make(["decode"] * 2)({"image": [image] * 3, "label": 0}, rng)
 
 
-def test_an_op_twice_in_a_pipe_has_two_keys(picture, rng):
-    record = transforms.make(["decode|flip|flip(1.0)"])({"image": [picture]}, rng)
+def test_an_op_twice_in_a_pipe_has_two_keys(image, rng):
+    record = transforms.make(["decode|flip|flip(1.0)"])({"image": [image]}, rng)
     assert list(record["aug"]) == ["flip", "flip_2"]
     assert record["aug"]["flip_2"] == 1
 
@@ -200,6 +200,6 @@ def test_a_pipe_that_cannot_be_read_is_refused(pipe, words):
         transforms.make([pipe])
 
 
-def test_views_of_unequal_sizes_are_refused(picture, rng):
+def test_views_of_unequal_sizes_are_refused(image, rng):
     with pytest.raises(ValueError, match="unequal sizes"):
-        transforms.make(["decode", "decode|center_crop(3)"])({"image": [picture]}, rng)
+        transforms.make(["decode", "decode|center_crop(3)"])({"image": [image]}, rng)

@@ -290,7 +290,7 @@ def uncompiled(tmp_path, nothing_compiles):
 )
 def test_bad_input_of_the_methods(file, words, fields, message, uncompiled, monkeypatch):
     config = config_of(file, words, **fields)
-    if "paper" in words:  # no pictures are needed to see that
+    if "paper" in words:  # no images are needed to see that
         config.train.source = config.val.source = {"name": "digits", "split": "train"}
     with pytest.raises(Refusal, match=message):
         loop.run(experiment.build(config), uncompiled)

@@ -1,4 +1,4 @@
-"""Cases of `airl` about pictures: Pillow's operations on the device, mixup and cutmix."""
+"""Cases of `airl` about images: Pillow's operations on the device, mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jaxequi.augment import blur, colour, mixture
 from jaxequi.data import transforms
 
 
-def _planes(picture):
-    return jnp.moveaxis(jnp.asarray(picture), -1, 0).astype(jnp.float32)
+def _planes(image):
+    return jnp.moveaxis(jnp.asarray(image), -1, 0).astype(jnp.float32)
 
 
 def _levels(planes, expected, name, largest=2):
@@ -29,8 +29,8 @@ def _levels(planes, expected, name, largest=2):
 
 def pil_ops(case: Case):
     """Blur, solarize, luma, enhancement and hue within 2 levels; crops and resizes exactly."""
-    picture = case["in/img"]
-    planes = _planes(picture)
+    image = case["in/img"]
+    planes = _planes(image)
     for i, sigma in enumerate(case["in/sigma"]):
         largest = float(case["in/sigma"].max())
         _levels(blur.box_blur(planes, sigma, largest), case[f"out/blur_{i}"], f"blur {sigma}", 0)
@@ -45,7 +45,7 @@ def pil_ops(case: Case):
         changed = jax.jit(colour.shift_hue)(planes, shift)
         _levels(changed, case[f"out/hue_{i}"], f"hue {shift}")
     top, left, height, width = case["in/crop_ijhw"]
-    cut = Image.fromarray(picture).crop((left, top, left + width, top + height))
+    cut = Image.fromarray(image).crop((left, top, left + width, top + height))
     for name in ("bilinear", "bicubic"):
         expected = case[f"out/crop_resize_{name}"]
         resized = transforms.resizer(name)(cut, expected.shape[:2])
@@ -53,7 +53,7 @@ def pil_ops(case: Case):
 
 
 def mixup_losses(case: Case):
-    """Mixed pictures and targets for drawn shares and boxes, and both losses on them."""
+    """Mixed images and targets for drawn shares and boxes, and both losses on them."""
     classes = case.meta["num_classes"]
     for i, drawn in enumerate(case.meta["cases"]):
         views = jnp.moveaxis(jnp.asarray(case[f"in/x_{i}"]), 1, -1)

@@ -46,11 +46,11 @@ def vit(meta, **options) -> ViT:
 def basics(case: Case) -> None:
     """Patches, tables of positions, their interpolation, and masking by noise."""
     meta = case.meta
-    pictures = images(case["in/imgs"])
-    patches = transformer.patchify(pictures, meta["patch"])
+    pixels = images(case["in/imgs"])
+    patches = transformer.patchify(pixels, meta["patch"])
     close(patches, case["out/patches"], **EXACT, name="patches")
-    whole = transformer.unpatchify(jnp.asarray(case["out/patches"]), *pictures.shape[1:3])
-    close(np.moveaxis(whole, -1, 1), case["out/unpatchify"], **EXACT, name="pictures")
+    whole = transformer.unpatchify(jnp.asarray(case["out/patches"]), *pixels.shape[1:3])
+    close(np.moveaxis(whole, -1, 1), case["out/unpatchify"], **EXACT, name="pixels")
     for width, side, token in meta["posembed"]:
         positions = transformer.sincos_positions(width, side, side)
         expected = case[f"out/pos_embed_{width}_{side}_{'cls' if token else 'nocls'}"]

@@ -407,7 +407,7 @@ def train_steps(case: Case):
 
 
 def mixup(case: Case):
-    """Mixed pictures, targets and the three losses with their gradients."""
+    """Mixed images, targets and the three losses with their gradients."""
     classes, epsilon = case.meta["num_class"], case.meta["epsilon"]
     views = jnp.moveaxis(jnp.asarray(case["in/x"]), 1, -1)
     label, share = jnp.asarray(case["in/y"]), jnp.float32(case["in/lam"])

@@ -1,4 +1,4 @@
-"""Cases of `gcnn` about pictures: RotMNIST's and PatchCamelyon's preparation, tensor resizing."""
+"""Cases of `gcnn` about images: RotMNIST's and PatchCamelyon's preparation, tensor resizing."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from jaxequi.augment import geometry
 from jaxequi.data import decoding, recipes, transforms
 
 
-def _prepared(recipe, pictures, mean, std):
-    """Run a recipe without random steps on pictures; return f32[N, C, H, W].
+def _prepared(recipe, images, mean, std):
+    """Run a recipe without random steps on images; return f32[N, C, H, W].
 
     Its statistics are those of its data set; here they are `mean` and `std`.
     """
     statistics = f"normalise({tuple(mean)}, {tuple(std)})"
     device = [re.sub(r"normalise\([^)]*\)", statistics, pipe) for pipe in recipe.augment]
     transform = transforms.make(recipe.views)
-    views = np.stack(
-        [transform({"image": [x]}, np.random.default_rng(0))["views"] for x in pictures]
-    )
+    views = np.stack([transform({"image": [x]}, np.random.default_rng(0))["views"] for x in images])
     out = augment.make(device)(jax.random.key(0), {"views": views})
     return jnp.moveaxis(out["views"][:, 0], -1, 1)
 
@@ -44,22 +42,22 @@ def mnist_pipeline(case: Case):
         native = size == case["in/images"].shape[1]
         tolerance = 1e-5 if native else 1.01 / 255 / std
         close(actual[:, 0], case[f"out/x{size}"], rtol=1e-5, atol=tolerance, name=f"x{size}")
-    for picture, degrees, expected in zip(
+    for image, degrees, expected in zip(
         case["in/images"], case.meta["pil_angles"], case["out/pil_rotated_uint8"]
     ):
-        turned = np.asarray(transforms.rotated(decoding.decode(picture), degrees))[..., 0]
+        turned = np.asarray(transforms.rotated(decoding.decode(image), degrees))[..., 0]
         assert np.abs(turned.astype(int) - expected).max() <= 1
 
 
 def pcam_preprocess(case: Case):
     """Scale, normalise, cut the disc."""
-    pictures = np.moveaxis(case["in/uint8_nchw"], 1, -1)
-    size = pictures.shape[1]
+    images = np.moveaxis(case["in/uint8_nchw"], 1, -1)
+    size = images.shape[1]
     # the case has them for the scale [-1, 1]
     mean, std = (np.array(case.meta["mean"]) + 1) / 2, np.array(case.meta["std"]) / 2
     mean, std = mean.tolist(), std.tolist()
     for circle, name in ((False, "normalized"), (True, "normalized_circlecrop")):
-        actual = _prepared(recipes.pcam(size, circle=circle), pictures, mean, std)
+        actual = _prepared(recipes.pcam(size, circle=circle), images, mean, std)
         close(actual, case[f"out/{name}"], rtol=2e-6, atol=2e-6, name=name)
 
 

@@ -160,7 +160,7 @@ def mixup_soft(case: Case) -> None:
 
 
 class Backbone(nn.Module):
-    """f of the cases without pictures: Linear, BatchNorm, ReLU."""
+    """f of the cases without images: Linear, BatchNorm, ReLU."""
 
     features: int
 
@@ -365,7 +365,7 @@ def split_run(case: Case) -> None:
 
 
 def mixup_objective(case: Case) -> None:
-    """The first step of the searches on mixtures, from pictures and from embeddings."""
+    """The first step of the searches on mixtures, from images and from embeddings."""
     meta, index = case.meta, case["in/index"]
     share, partner = jnp.asarray(case["in/lam"]), jnp.asarray(case["in/randind"])
     options = {"mixup": True, "weight": meta["irm_weight"]}
@@ -524,7 +524,7 @@ def linear_evaluation(case: Case) -> None:
 
 
 def model_cifar(case: Case) -> None:
-    """The encoder for small pictures with its projector, in evaluation and in training."""
+    """The encoder for small images with its projector, in evaluation and in training."""
     state = case.under("param")
     blocks = {tuple(key.split(".")[1:3]) for key in state if key.endswith(".conv1.weight")}
     stages = sorted({int(stage) for stage, _ in blocks})

@@ -485,8 +485,8 @@ def dataset(case: Case) -> None:
             place.mkdir(parents=True)
             for view in range(latents.shape[1]):
                 np.save(place / f"latent_{view}.npy", latents[row, view])
-                picture = case.arrays.get(f"in/jpeg_{row}_{view}", np.zeros(0, np.uint8))
-                (place / f"image_{view}.jpg").write_bytes(picture.tobytes())
+                image = case.arrays.get(f"in/jpeg_{row}_{view}", np.zeros(0, np.uint8))
+                (place / f"image_{view}.jpg").write_bytes(image.tobytes())
         source = threedie.ThreeDIE(
             root, meta["objects"], labels, range(max(labels) + 1), latents.shape[1]
         )
@@ -501,7 +501,7 @@ def dataset(case: Case) -> None:
             row: [v for v in range(source.num_views) if f"in/jpeg_{row}_{v}" in case]
             for row in range(len(latents))
         }
-        pictures = {
+        images = {
             row: source.read([row], np.array([views]))[0]["image"]
             for row, views in pictured.items()
             if views
@@ -519,10 +519,10 @@ def dataset(case: Case) -> None:
 
     normalise = "normalise({mean}, {std})".format(**meta["normalise"])
     normalised = augment.make([normalise])
-    for row, pair in pictures.items():
-        decoded = np.stack([decoding.decode(picture) for picture in pair])
-        for picture, view in zip(decoded, pictured[row]):
-            np.testing.assert_array_equal(picture, case[f"in/rgb_{row}_{view}"])
+    for row, pair in images.items():
+        decoded = np.stack([decoding.decode(image) for image in pair])
+        for image, view in zip(decoded, pictured[row]):
+            np.testing.assert_array_equal(image, case[f"in/rgb_{row}_{view}"])
         seen = normalised(jax.random.key(0), {"views": decoded[None]})["views"][0]
         expected = case[f"out/image_pair_{row}"]
         close(np.moveaxis(seen, -1, 1), expected, rtol=0, atol=2e-6, name=f"pair {row}")

@@ -1,4 +1,4 @@
-"""Laws of the planar groups, and their actions on pictures."""
+"""Laws of the planar groups, and their actions on images."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_settings_of_detection(name):
 
 
 def _as_pretrained(found):
-    """Pictures, strides and norms as the pre-training had them."""
+    """Images, strides and norms as the pre-training had them."""
     model = found["MODEL"]
     assert model["PIXEL_MEAN"] == [123.675, 116.280, 103.530]
     assert model["PIXEL_STD"] == [58.395, 57.120, 57.375]

@@ -22,7 +22,7 @@ def config_of(folder):
 
 
 def represented(network, side):
-    """Shapes of what a network gives for two pictures."""
+    """Shapes of what a network gives for two images."""
     views = jax.ShapeDtypeStruct((2, 1, side, side, 3), np.float32)
     return jax.eval_shape(network.encode, network.params, network.extra, views)["representation"]
 
@@ -190,7 +190,7 @@ def test_a_resnet_of_another_kind_keeps_our_names(change, filled):
         ("decode", ("bilinear", 1.0, "center", None)),
     ],
 )
-def test_how_pictures_are_shown(views, expected):
+def test_how_images_are_shown(views, expected):
     config = formats.find("torchvision").described("resnet18", 3)
     config.val.views = (views,)
     seen = pretrained.shown(config)

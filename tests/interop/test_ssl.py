@@ -259,7 +259,7 @@ def test_tables_of_positions_are_told_apart():
         formats.find("mae").read(cut, config.copy_and_resolve_references())
     config = config.copy_and_resolve_references()
     config.train.views = ("decode",)
-    with pytest.raises(ValueError, match="positions depend on the size of the pictures"):
+    with pytest.raises(ValueError, match="positions depend on the size of the images"):
         _vit.side(config)
 
 
@@ -307,8 +307,8 @@ def probe():
         state[f"head.{name}"] = case[f"out/{found}"]
     for moment in ("mean", "var"):
         state[f"head.0.running_{moment}"] = case[f"out/bn_running_{moment}"]
-    pictures = np.moveaxis(case["in/imgs_2"], 1, -1)
-    return state, pictures, case["out/eval_logits"], case.meta
+    images = np.moveaxis(case["in/imgs_2"], 1, -1)
+    return state, images, case["out/eval_logits"], case.meta
 
 
 def probe_config(meta, **method):
@@ -322,7 +322,7 @@ def probe_config(meta, **method):
 
 
 def test_a_linear_probe_of_mae(probe, tmp_path):
-    state, pictures, logits, meta = probe
+    state, images, logits, meta = probe
     config = probe_config(meta, norm_groups=32)
     assert formats.of_file(state) == formats.of_file(state, config) == "mae_linear"
     network = mae_linear.read(state, config)
@@ -334,7 +334,7 @@ def test_a_linear_probe_of_mae(probe, tmp_path):
 
     method = experiment.make_method(saved, {})
     params, extra = variables.pop("params"), variables
-    features = method.encode(params, extra, pictures[:, None])
+    features = method.encode(params, extra, images[:, None])
     np.testing.assert_allclose(
         features["heads"]["classification-all-linear"][:, 0], logits, rtol=1e-4, atol=1e-5
     )
@@ -350,7 +350,7 @@ def test_a_linear_probe_of_mae(probe, tmp_path):
     encoder = formats.find(formats.of_run(saved)).write(saved, alone, 0).content["model"]
     assert set(encoder) == {key for key in state if not key.startswith("head")}
     run = trained.load(tmp_path / "probe")
-    found = run.encode(run.params, run.extra, pictures[:, None])["representation"]
+    found = run.encode(run.params, run.extra, images[:, None])["representation"]
     np.testing.assert_allclose(found, features["representation"], atol=1e-6)
     # Taken away and made a run again it is the same.
     taken = pretrained.save_pretrained(tmp_path / "probe", tmp_path / "taken")

@@ -170,13 +170,13 @@ def test_in_with_equal_features_and_out_into_the_same_module(name, tmp_path):
     run = trained.load(tmp_path / "run")
     ours = run.encode(run.params, run.extra, images[:, None])
     with torch.no_grad():
-        pictures = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        as_torch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         if name == "mae":
-            expected = {"representation": model(pictures)}
+            expected = {"representation": model(as_torch)}
         else:
             encoder = model.get_submodule(BACKBONE[name].rstrip("."))
             head, encoder.fc = encoder.fc, nn.Identity()
-            representation = encoder(pictures)
+            representation = encoder(as_torch)
             encoder.fc = head
             head = head[:4] if name == "byol" else head  # its predictor follows
             expected = {"representation": representation, "embedding": head(representation)}

@@ -60,7 +60,7 @@ def host():
     return {"flip": np.arange(2 * BATCH, dtype=np.float32).reshape(BATCH, 2, 1)}
 
 
-def test_each_picture_is_moved_by_its_own_element():
+def test_each_image_is_moved_by_its_own_element():
     images = np.random.default_rng(0).integers(0, 256, (8, 5, 5, 2), dtype=np.uint8)
     found = act_each(D4, jnp.arange(8), images)
     for element in range(8):

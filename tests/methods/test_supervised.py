@@ -29,7 +29,7 @@ class FirstPixels(nn.Module):
 
 
 def batch():
-    """Two pictures of 2 x 2 pixels, first rows (1, 0) and (0, 2), labels 0 and 1."""
+    """Two images of 2 x 2 pixels, first rows (1, 0) and (0, 2), labels 0 and 1."""
     red = jnp.array([[[1.0, 0], [3, 5]], [[0, 2], [7, 9]]])
     return {"views": red[:, None, :, :, None] * jnp.ones(3), "label": jnp.array([0, 1])}
 

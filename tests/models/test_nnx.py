@@ -18,12 +18,12 @@ TINY = {
     "torchvision_resnet": {"architecture": "resnet18", "width": 4},
     "vit": {"patch": 8, "width": 16, "depth": 1, "heads": 2, "positions": "learned"},
 }
-NOT_OF_PICTURES = {"mae"}  # a decoder: tokens in, patches out
-PICTURES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+NOT_OF_IMAGES = {"mae"}  # a decoder: tokens in, patches out
+IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 
 def test_the_list_is_whole():
-    assert {*TINY, *NOT_OF_PICTURES} == {*names.choices("models")}
+    assert {*TINY, *NOT_OF_IMAGES} == {*names.choices("models")}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -39,8 +39,8 @@ def test_shapes_of_linen(name):
     def linen(x):
         return module.init_with_output(jax.random.key(0), x, False)
 
-    seen, trained, params, statistics = jax.eval_shape(wrapped, PICTURES)
-    expected, variables = jax.eval_shape(linen, PICTURES)
+    seen, trained, params, statistics = jax.eval_shape(wrapped, IMAGES)
+    expected, variables = jax.eval_shape(linen, IMAGES)
     assert seen == trained == expected
     for state, collection in ((params, "params"), (statistics, "batch_stats")):
         assert nnx.to_pure_dict(state) == variables.get(collection, {})
@@ -48,8 +48,8 @@ def test_shapes_of_linen(name):
 
 def test_values_of_linen():
     module = names.made("models", {"name": "vit", **TINY["vit"]})
-    pictures = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
-    variables = jax.jit(lambda x: module.init(jax.random.key(3), x, False))(pictures)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    variables = jax.jit(lambda x: module.init(jax.random.key(3), x, False))(images)
 
     @jax.jit
     def by_nnx(variables, x):
@@ -57,6 +57,6 @@ def test_values_of_linen():
         nnx.update(model, bridge.variables.linen_vars_to_nnx_attrs(variables))
         return model(x, False)
 
-    expected = jax.jit(lambda v, x: module.apply(v, x, False))(variables, pictures)
-    np.testing.assert_allclose(by_nnx(variables, pictures), expected, rtol=1e-5, atol=1e-6)
+    expected = jax.jit(lambda v, x: module.apply(v, x, False))(variables, images)
+    np.testing.assert_allclose(by_nnx(variables, images), expected, rtol=1e-5, atol=1e-6)
     assert jnp.std(expected) > 0.1

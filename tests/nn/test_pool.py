@@ -12,12 +12,12 @@ from jaxequi.groups.planar import cyclic, dihedral
 from jaxequi.nn.pool import avg_pool, coset_max, max_pool
 
 
-def picture(rows):
+def image(rows):
     return jnp.asarray(rows, jnp.float32)[None, :, :, None]
 
 
 def test_hand_numbers():
-    x = picture([[1, 2, 3], [4, -5, 6], [-7, -8, -9]])
+    x = image([[1, 2, 3], [4, -5, 6], [-7, -8, -9]])
     assert max_pool(x, 2).ravel().tolist() == [4]
     assert max_pool(x, 2, 1).ravel().tolist() == [4, 6, 4, 6]
     assert max_pool(x, 2, ceil_mode=True).ravel().tolist() == [4, 6, -7, -9]
@@ -30,7 +30,7 @@ def test_hand_numbers():
 
 
 def test_of_ties_the_first_gets_the_gradient():
-    x = picture([[0, 1, 1], [0, 1, 0], [0, 0, 0]])
+    x = image([[0, 1, 1], [0, 1, 0], [0, 0, 0]])
     gradient = jax.grad(lambda x: max_pool(x, 3).sum())(x)
     assert gradient.ravel().tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
     gradient = jax.grad(lambda x: coset_max(x, cyclic(4)).sum())(jnp.asarray([3.0, 7, 7, 1]))

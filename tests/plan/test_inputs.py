@@ -24,7 +24,7 @@ from jaxequi.plan import inputs
         ("folder(root='imagenet-100')", None, None),
         ("folder(root='tiny-imagenet-200')", None, None),
         ("folder(root='rotmnist')", None, None),
-        ("folder(root='my_pictures')", None, None),
+        ("folder(root='my_images')", None, None),
     ],
 )
 def test_sets_by_their_names(source, examples, classes):
@@ -34,7 +34,7 @@ def test_sets_by_their_names(source, examples, classes):
         assert (found[0], found[2]) == (examples, classes)
 
 
-def test_a_source_of_black_pictures():
+def test_a_source_of_black_images():
     source = blank.make(examples=5, classes=3, size=4, num_views=2, latents=7)
     records = source.read([0, 4], np.zeros((2, 2), int))
     assert [record["label"] for record in records] == [0, 1]

@@ -58,8 +58,8 @@ def test_a_published_experiment_needs_no_data():
     spec.loader.exec_module(mae)
     config, assumed = inputs.prepared(mae.get_config("base,paper"), inputs.Data())
     assert len(assumed) == 2
-    assert "1281167 pictures of 256x256 in 1000 classes" in assumed[0]
-    assert "50000 pictures of 256x256 in 1000 classes" in assumed[1]
+    assert "1281167 images of 256x256 in 1000 classes" in assumed[0]
+    assert "50000 images of 256x256 in 1000 classes" in assumed[1]
     job = inputs.job(config, (), 256)  # devices, none of which is here
     assert job.mesh.size == 256
     assert job.shapes()["views"].shape == (4096, 1, 224, 224, 3)
@@ -112,7 +112,7 @@ def test_data_that_is_described(capsys):
     data = ["--examples=800", "--classes=10", "--image_size=40"]
     words = [SMOKE, source, *data, "--topology=v5e:1x1", "--effects=none"]
     found = planned(capsys, *words, "--config.total_epochs=2")
-    assert "800 pictures of 40x40 in 10 classes" in found["assumed"][0]
+    assert "800 images of 40x40 in 10 classes" in found["assumed"][0]
     assert found["plans"][0]["steps"] == 2 * 100
 
 

@@ -56,7 +56,7 @@ def test_convolutions_count_neither_padding_nor_dilation():
         return jax.grad(loss, argnums=(0, 1))(k, x)
 
     found = measured(step, ((2, 2, 3, 5), jnp.float32), ((BATCH, 8, 8, 3), jnp.float32))
-    # Forward, and the gradients for the picture and for the kernel: each tap once.
+    # Forward, and the gradients for the image and for the kernel: each tap once.
     assert found.flops32 == 3 * 2 * BATCH * 16 * 4 * 3 * 5
 
 

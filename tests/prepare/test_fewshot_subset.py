@@ -82,7 +82,7 @@ def test_nothing_is_half_copied(train, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
-def test_a_pipe_among_the_pictures_is_named(train, tmp_path):
+def test_a_pipe_among_the_images_is_named(train, tmp_path):
     (train / "b" / "07.jpg").unlink()
     os.mkfifo(train / "b" / "07.jpg")
     with pytest.raises(ValueError, match=r"07\.jpg is a pipe"):

@@ -57,7 +57,7 @@ def test_packed_examples_equal_the_source(tmp_path):
     assert pack.verify(tmp_path) == []
 
 
-def test_encoded_pictures_are_copied_byte_by_byte(tmp_path):
+def test_encoded_images_are_copied_byte_by_byte(tmp_path):
     class Encoded(Toy):
         def _read(self, row, views):
             return {"image": [b"not decoded"] * len(views), "label": 0}

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Painter:
-    """In the place of Blender: a picture is red as far as its floor hue, and green 50."""
+    """In the place of Blender: an image is red as far as its floor hue, and green 50."""
 
     def __init__(self, broken=(), stop_after=10**6):
         self.broken, self.left, self.loaded = broken, stop_after, []
@@ -34,10 +34,10 @@ class Painter:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        picture = np.zeros((16, 16, 3), np.uint8)
-        picture[..., 0] = round(200 * latent[3])
-        picture[..., 1] = 50
-        return picture
+        image = np.zeros((16, 16, 3), np.uint8)
+        image[..., 0] = round(200 * latent[3])
+        image[..., 1] = 50
+        return image
 
 
 def files(folder):
@@ -99,8 +99,8 @@ def test_the_published_layout_is_read_back(tmp_path):
 
 def test_red_stays_red_if_asked_for(tmp_path):
     render(models.embedded(1, seed=0), Painter(), tmp_path, views=1, rgb=True)
-    picture = np.asarray(decoding.decode((tmp_path / "airplane/00000/image_0.jpg").read_bytes()))
-    assert picture[..., 0].mean() > picture[..., 2].mean() + 20
+    image = np.asarray(decoding.decode((tmp_path / "airplane/00000/image_0.jpg").read_bytes()))
+    assert image[..., 0].mean() > image[..., 2].mean() + 20
 
 
 def test_neither_shards_nor_interruptions_change_a_byte(tmp_path):
@@ -110,7 +110,7 @@ def test_neither_shards_nor_interruptions_change_a_byte(tmp_path):
         render(shard_of(found, f"{number}/2"), Painter(), tmp_path / "parts", views=3)
     with pytest.raises(KeyboardInterrupt):
         render(found, Painter(stop_after=7), tmp_path / "stopped", views=3)
-    # A picture without its latent, and a file half written, are what a kill leaves.
+    # An image without its latent, and a file half written, are what a kill leaves.
     (tmp_path / "stopped/boat/00002/image_1.jpg").write_bytes(b"half")
     (tmp_path / "stopped/boat/00002/image_2.jpg.partial").write_bytes(b"ha")
     again = Painter()
@@ -187,8 +187,8 @@ needs_blender = pytest.mark.skipif(NO_BPY, reason='Blender, 370 MB, is an extra:
 
 
 def likeness(one, other):
-    """Correlation of two pictures, each channel less its mean."""
-    one, other = (picture - picture.mean((0, 1)) for picture in (one, other))
+    """Correlation of two images, each channel less its mean."""
+    one, other = (image - image.mean((0, 1)) for image in (one, other))
     return (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
 
 
@@ -203,11 +203,11 @@ def test_blender_agrees_with_the_embedded_renderer(tmp_path):
             turned, relit = latent.copy(), latent.copy()
             turned[:3] *= -1
             relit[5] += np.pi
-            picture = np.asarray(decoding.decode(image))
-            assert picture.shape == (32, 32, 3)
+            pixels = np.asarray(decoding.decode(image))
+            assert pixels.shape == (32, 32, 3)
             cast = raycast.render(parts, np.array([latent, turned, relit]), 32)
             # The curves from light to pixels differ, shapes and shadows do not.
-            right, wrong_turn, wrong_light = (likeness(picture, other) for other in cast)
+            right, wrong_turn, wrong_light = (likeness(pixels, other) for other in cast)
             assert right > 0.87
             assert right > wrong_turn + 0.3
             assert right > wrong_light
@@ -231,5 +231,5 @@ def test_blender_skips_meshes_that_do_not_parse(tmp_path):
     assert "3 were skipped" in done.stderr
     for name in ("flat", "noise", "noisy"):
         assert f"thing/{name}: {meshes}" in done.stderr
-    picture = np.asarray(decoding.decode((tmp_path / "out/thing/good/image_0.jpg").read_bytes()))
-    assert picture[12:20, 12:20].std() > 5  # there is something in the middle
+    image = np.asarray(decoding.decode((tmp_path / "out/thing/good/image_0.jpg").read_bytes()))
+    assert image[12:20, 12:20].std() > 5  # there is something in the middle

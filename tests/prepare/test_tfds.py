@@ -237,7 +237,7 @@ GOOD = {"n01440764.tar": tar({"a.JPEG": JPEG, "b.JPEG": JPEG})}
         ({"val": {"val_x.JPEG": JPEG}}, r"val_x\.JPEG is not ILSVRC2012_val_N"),
         ({"val": {"ILSVRC2012_val_1.JPEG": b""}}, r"_1\.JPEG: cannot decode 0 bytes"),
     ],
-    ids=["synset", "inner", "train picture", "number", "name", "val picture"],
+    ids=["synset", "inner", "train image", "number", "name", "val image"],
 )
 def test_imagenet_tars_of_something_else_leave_nothing(manual, tars, words):
     imagenet_tars(manual, **tars)
@@ -353,7 +353,7 @@ def test_links_and_broken_archives_are_refused(tmp_path):
         archives.gunzip(tmp_path / "cut.gz")
 
 
-def test_pictures_survive_png():
+def test_images_survive_png():
     for shape in ((5, 4), (5, 4, 1), (5, 4, 3)):
         image = RNG.integers(0, 256, shape, dtype=np.uint8)
         again = np.asarray(Image.open(io.BytesIO(tfds.png(image))))

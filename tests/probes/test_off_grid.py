@@ -12,7 +12,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic, dihedral
 from jaxequi.models.steerable_resnet import SteerableResNet
 from jaxequi.nn.steerable import RegularConv
-from jaxequi.probes import equivariance, pictures
+from jaxequi.probes import equivariance, plots
 from jaxequi.runs import probing
 
 
@@ -59,7 +59,7 @@ def test_what_is_measured_off_the_grid(keys):
             np.testing.assert_allclose(errors.relative[-1, g], expected / size, rtol=1e-4)
 
 
-def test_interpolation_follows_smooth_pictures():
+def test_interpolation_follows_smooth_images():
     group, n = cyclic(8), 41
     y, x = (n - 1) / 2 - np.mgrid[:n, :n][0], np.mgrid[:n, :n][1] - (n - 1) / 2
     bump = np.exp(-((x - 6) ** 2 + (y - 3) ** 2) / 18)[..., None]
@@ -92,4 +92,4 @@ def test_curves_of_a_group_on_the_grid_are_single(keys):
     fn = functools.partial(layer.apply, layer.init(next(keys), x))
     errors = equivariance.measure(fn, x, cyclic(4))
     assert errors.exact.all()
-    assert len(pictures.error_curves({"9": errors}).axes[0].lines) == 1
+    assert len(plots.error_curves({"9": errors}).axes[0].lines) == 1

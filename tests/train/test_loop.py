@@ -452,16 +452,16 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, name):
 def test_data_that_cannot_be_read_leave_nothing_behind(tmp_path):
     def unreadable(start, stop):
         def produce():
-            raise Refusal("no such picture")
+            raise Refusal("no such image")
             yield
 
         return contextlib.nullcontext(produce())
 
     def too_small(shapes):
-        raise Refusal("the picture is too small")
+        raise Refusal("the image is too small")
 
     for change, message in (
-        ({"batches": unreadable}, "no such picture"),
+        ({"batches": unreadable}, "no such image"),
         ({"preflight": too_small}, "too small"),
     ):
         with pytest.raises(Refusal, match=message):

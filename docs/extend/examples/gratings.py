@@ -13,7 +13,7 @@ class Gratings:
     """Stripes of a period and a phase drawn for each row."""
 
     class_names = ("upright", "lying")
-    num_views = 1  # pictures stored of one example
+    num_views = 1  # images stored of one example
 
     def __init__(self, rows: int, size: int, seed: int):
         self.rows, self.size, self.seed = rows, size, seed
@@ -30,8 +30,8 @@ class Gratings:
         label = row % 2
         wave = np.sin(random.uniform(0, 6) + np.arange(self.size) / random.uniform(0.7, 2.0))
         grey = np.broadcast_to(127 + 100 * wave, (self.size, self.size))
-        picture = np.repeat((grey.T if label else grey)[..., None], 3, axis=-1).astype(np.uint8)
-        return {"image": [picture] * count, "label": label}
+        image = np.repeat((grey.T if label else grey)[..., None], 3, axis=-1).astype(np.uint8)
+        return {"image": [image] * count, "label": label}
 
 
 def make(split: str = "train", rows: int = 128, size: int = 16) -> Gratings:

@@ -17,7 +17,7 @@ from etils import epath
 from jaxequi.data.errors import DataError, shown
 from jaxequi.errors import Refusal
 
-MAX_FILE = 1 << 30  # bytes of a file that is read whole: a picture, latents, a list
+MAX_FILE = 1 << 30  # bytes of a file that is read whole: an image, latents, a list
 MAX_ARRAY = 4 << 30  # bytes of an array in memory, unless more is asked for
 MAX_CLASSES = 1_000_000
 _HEADER = 16 << 10  # of a .npy file; numpy itself takes no longer one than 10,000 bytes
@@ -135,7 +135,7 @@ def check_size(size: int, limit: int, where: str) -> None:
         raise DataError(
             f"{where} declares {size:,} bytes, more than the {limit / (1 << 30):g} GiB that are "
             "read into memory. If it is no damaged or hostile file, raise max_gigabytes, or pack "
-            "its pictures into files."
+            "its images into files."
         )
 
 
@@ -283,7 +283,7 @@ def walk(root: epath.PathLike, suffixes: Iterable[str]) -> Iterator[str]:
         first = seen.setdefault((here.st_dev, here.st_ino), folder)
         if first != folder:
             raise DataError(
-                f"{shown(folder)} is the folder {shown(first)} once more, by a link; its pictures "
+                f"{shown(folder)} is the folder {shown(first)} once more, by a link; its images "
                 "would count twice, or without end. Remove the link."
             )
         for name, mode in found:

@@ -21,7 +21,7 @@ IDX = {"train": "train", "test": "t10k"}
 
 
 class Arrays:
-    """Pictures u8[N, H, W] or u8[N, H, W, C] with labels i[N]."""
+    """Images u8[N, H, W] or u8[N, H, W, C] with labels i[N]."""
 
     num_views = 1
 
@@ -29,14 +29,14 @@ class Arrays:
         channels = images.shape[3:] or (1,)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels[0] not in (1, 3, 4):
             raise DataError(
-                f"pictures must be u8[N, H, W] or u8[N, H, W, C] with C of 1, 3 or 4, not "
+                f"images must be u8[N, H, W] or u8[N, H, W, C] with C of 1, 3 or 4, not "
                 f"{images.dtype}{list(images.shape)}."
             )
         if not all(images.shape[1:]):
-            raise DataError(f"pictures of {list(images.shape[1:])} have no pixel.")
+            raise DataError(f"images of {list(images.shape[1:])} have no pixel.")
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise DataError(
-                f"labels must be i[{len(images)}], as there are so many pictures, not "
+                f"labels must be i[{len(images)}], as there are so many images, not "
                 f"{labels.dtype}{list(labels.shape)}."
             )
         names = tuple(class_names)
@@ -61,7 +61,7 @@ class Arrays:
         return f"{len(self)} arrays u8{list(self.images.shape[1:])}"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: the picture, once for each asked-for view, and its label."""
+        """Read examples: the image, once for each asked-for view, and its label."""
         return [
             {"image": [self.images[row]] * views.shape[1], "label": int(self.labels[row])}
             for row in rows
@@ -74,7 +74,7 @@ def _read_idx(file: BinaryIO, where: str, limit: int) -> np.ndarray:
         raise DataError(f"{where} is no IDX file of bytes; it starts with {head!r}.")
     lengths = file.read(4 * head[3])
     if len(lengths) < 4 * head[3] or not 0 < head[3] <= 4:
-        raise DataError(f"{where} is no IDX file of pictures or labels; it ends in its header.")
+        raise DataError(f"{where} is no IDX file of images or labels; it ends in its header.")
     shape = tuple(np.frombuffer(lengths, ">u4").tolist())
     size = math.prod(shape)
     _files.check_size(size, limit, where)

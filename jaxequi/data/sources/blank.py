@@ -1,4 +1,4 @@
-"""Black pictures: a data set as far as shapes tell it, for plans without data."""
+"""Black images: a data set as far as shapes tell it, for plans without data."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jaxequi.types import Record
 
 
 class Blank:
-    """Black pictures of one size, whose classes take turns."""
+    """Black images of one size, whose classes take turns."""
 
     def __init__(self, examples: int, classes: int, size: int, num_views: int, latents: int):
         self.class_names: Sequence[str] = tuple(map(str, range(classes)))
         self.num_views, self.labels = num_views, np.arange(examples) % classes
-        self._picture = np.zeros((size, size, 3), np.uint8)
+        self._image = np.zeros((size, size, 3), np.uint8)
         self._latents = latents
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __str__(self) -> str:
-        side = len(self._picture)
-        return f"{len(self)} black pictures of {side}x{side} in {len(self.class_names)} classes"
+        side = len(self._image)
+        return f"{len(self)} black images of {side}x{side} in {len(self.class_names)} classes"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: black pictures, latents of zeros, and the label."""
+        """Read examples: black images, latents of zeros, and the label."""
         count = views.shape[1]
         latent = {"latent": np.zeros((count, self._latents), np.float32)} if self._latents else {}
         return [
-            {"image": [self._picture] * count, "label": int(self.labels[row]), **latent}
+            {"image": [self._image] * count, "label": int(self.labels[row]), **latent}
             for row in rows
         ]
 
@@ -39,13 +39,13 @@ class Blank:
 def make(
     examples: int, classes: int, size: int = 256, num_views: int = 1, latents: int = 0
 ) -> Blank:
-    """Make a data set of black pictures.
+    """Make a data set of black images.
 
     Args:
       examples: how many there are.
       classes: of them; the labels take turns.
       size: height and width in pixels.
-      num_views: pictures of an example.
+      num_views: images of an example.
       latents: numbers of a view's latent; 0 for a set without.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Two pictures: a drawing without any symmetry, and the same turned by a quarter.
+"""Two images: a drawing without any symmetry, and the same turned by a quarter.
 
 In place of the chess knight of `experiments/learning_unequivariance` ("Using and Abusing
 Equivariance"): an outline that touches the borders, in grey levels 1 (ground) to 43 (line), which
@@ -21,7 +21,7 @@ STRIPES = tuple(((x, 5), (x, 13)) for x in (13, 15, 17, 19))
 
 
 def draw(size: int = SIDE) -> np.ndarray:
-    """Draw the picture: u8[size, size]."""
+    """Draw the image: u8[size, size]."""
     canvas = Image.new("L", (SIDE, SIDE), GROUND)
     pen = ImageDraw.Draw(canvas)
     pen.line([*OUTLINE, OUTLINE[0]], fill=LINE, width=2)
@@ -46,7 +46,7 @@ def make(split: str = "train", size: int = SIDE, copies: int = 1) -> Arrays:
         raise DataError(
             f"size={size}, copies={copies}: take 8 pixels or more, and one copy or more."
         )
-    picture = draw(size)
-    pair = np.stack([picture, np.rot90(picture)])
+    image = draw(size)
+    pair = np.stack([image, np.rot90(image)])
     labels = np.tile(np.arange(2), copies)
     return Arrays(np.tile(pair, (copies, 1, 1)), labels, ("as drawn", "turned"))

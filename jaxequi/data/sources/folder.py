@@ -1,7 +1,7 @@
-"""A folder of classes, each a folder of pictures: the ImageFolder layout.
+"""A folder of classes, each a folder of images: the ImageFolder layout.
 
-Classes are the sorted names of the folders, pictures are sorted by path inside a class, and the
-suffix decides what a picture is, all as in torchvision. EqInv's train, val and testgt are three
+Classes are the sorted names of the folders, images are sorted by path inside a class, and the
+suffix decides what an image is, all as in torchvision. EqInv's train, val and testgt are three
 such folders. Links are followed, to files and to folders, but no folder is walked twice in a class.
 Names that would break a line, or are no UTF-8, become class names as literals: `'a\\nb'`.
 """
@@ -22,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 
 
 class Folder:
-    """Pictures in class folders; `paths` are relative to the root."""
+    """Images in class folders; `paths` are relative to the root."""
 
     num_views = 1
 
@@ -48,7 +48,7 @@ class Folder:
             paths = [f"{name}/{path}" for path in walk(self.root / name, SUFFIXES)]
             if not paths:
                 raise DataError(
-                    f"{shown(self.root / name)} holds no picture ({', '.join(SUFFIXES)})."
+                    f"{shown(self.root / name)} holds no image ({', '.join(SUFFIXES)})."
                 )
             paths = paths[: int(fraction * len(paths))]
             self.paths += paths
@@ -59,10 +59,10 @@ class Folder:
         return len(self.paths)
 
     def __str__(self) -> str:
-        return f"{len(self)} pictures under {self.root}"
+        return f"{len(self)} images under {self.root}"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: the encoded picture, once for each asked-for view, and its label."""
+        """Read examples: the encoded image, once for each asked-for view, and its label."""
         return [
             {
                 "image": [read_file(self.root / self.paths[row])] * views.shape[1],
@@ -77,10 +77,10 @@ def make(root: str, fraction: float = 1.0) -> Folder:
 
     Args:
       root: the folder, such as `data/imagenet_10/train`.
-      fraction: keep the first `int(fraction * count)` pictures of each class.
+      fraction: keep the first `int(fraction * count)` images of each class.
 
     Raises:
-      ValueError: a folder that cannot be listed, or without classes or pictures; a picture that
+      ValueError: a folder that cannot be listed, or without classes or images; an image that
         is no file; a folder that links lead to twice.
     """
     if not 0 < fraction <= 1:

@@ -1,7 +1,7 @@
 """What `jaxequi.prepare.pack` writes: ArrayRecord shards with a manifest.
 
-A record is one picture: a `tf.train.Example` with `image` (encoded), `label` and, where the
-source had one, `latent`. Record `row * num_views + view` is picture `view` of example `row`, so
+A record is one image: a `tf.train.Example` with `image` (encoded), `label` and, where the
+source had one, `latent`. Record `row * num_views + view` is image `view` of example `row`, so
 that a pair of views costs two reads of a file that is open already.
 """
 
@@ -48,10 +48,10 @@ class Packed:
                 or self._length < 0
                 or min((c for _, c, _ in shards), default=0) < 0
             ):
-                raise Refusal(f"{self._length} examples of {self.num_views} pictures")
+                raise Refusal(f"{self._length} examples of {self.num_views} images")
             if records != self._length * self.num_views or outside:
                 raise Refusal(
-                    f"{records} records are not {self._length} x {self.num_views} pictures, or a "
+                    f"{records} records are not {self._length} x {self.num_views} images, or a "
                     f"shard lies elsewhere: {outside}"
                 )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -80,8 +80,8 @@ class Packed:
                 )
             return self._readers[shard]
 
-    def _picture(self, place: int) -> tuple[bytes, int, np.ndarray | None]:
-        """Read a record: the encoded picture, its label, and its latents f32[L] if there are any.
+    def _image(self, place: int) -> tuple[bytes, int, np.ndarray | None]:
+        """Read a record: the encoded image, its label, and its latents f32[L] if there are any.
 
         ArrayRecord compares the checksums of what it reads itself: a flipped bit is an error.
         """
@@ -96,22 +96,22 @@ class Packed:
             latent = features.get("latent")
             if isinstance(latent, list):
                 raise DataError("the latents are bytes, not numbers.")
-            return example.picture(features, "image"), label, latent
+            return example.image(features, "image"), label, latent
         except Exception as error:  # array_record raises many types
             where = f"{shown(self._files[shard])}, record {place - start}"
             raise DataError(f"{where}: {shown(error)}") from error
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: of each the encoded pictures `views`, and their latents f32[V, L]."""
+        """Read examples: of each the encoded images `views`, and their latents f32[V, L]."""
         return [self._read(int(row), mine) for row, mine in zip(rows, views)]
 
     def _read(self, row: int, views: np.ndarray) -> Record:
-        parts = [self._picture(row * self.num_views + int(view)) for view in views]
+        parts = [self._image(row * self.num_views + int(view)) for view in views]
         images, labels, latents = zip(*parts)
         record: Record = {"image": list(images), "label": labels[0]}
         widths = {None if latent is None else len(latent) for latent in latents}
         if len(widths) > 1 or len(set(labels)) > 1:
-            raise DataError(f"the pictures of example {row} of {self} differ in label or latents.")
+            raise DataError(f"the images of example {row} of {self} differ in label or latents.")
         if latents[0] is not None:
             record["latent"] = np.stack(latents)
         return record

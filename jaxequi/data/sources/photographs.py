@@ -1,6 +1,6 @@
 """Two photographs that a package brings along: scikit-learn's temple and flower, 427 x 640 pixels.
 
-`sklearn.datasets.load_sample_images`, whose README names the photographers. Real pictures for what
+`sklearn.datasets.load_sample_images`, whose README names the photographers. Real images for what
 needs no more than that: statistics of filters, a look at augmentations.
 """
 

@@ -1,4 +1,4 @@
-"""Another source with every picture turned once and for all."""
+"""Another source with every image turned once and for all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxequi.data.sources import _labels
 from jaxequi.data.sources._open import make_source
 from jaxequi.types import Record, Source
 
-TURN = "turn"  # the label that a turned picture can have in place of its class
+TURN = "turn"  # the label that a turned image can have in place of its class
 QUARTERS = ("0", "90", "180", "270")
 
 
 class Rotated:
-    """Pictures turned counter-clockwise by an angle of their own, black outside."""
+    """Images turned counter-clockwise by an angle of their own, black outside."""
 
     def __init__(self, source: Source, seed: int, quarters: bool, label: str):
         self._source, self._quarters, self._turned = source, quarters, label == TURN
@@ -40,30 +40,30 @@ class Rotated:
         return f"{self._source}, turned"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples of the source, with their pictures decoded and turned."""
+        """Read examples of the source, with their images decoded and turned."""
         records = self._source.read(rows, views)
         for row, record in zip(rows, records):
             degrees = float(self.degrees[row])
             record["image"] = [
-                self._moved(decoding.decode(picture), degrees) for picture in record["image"]
+                self._moved(decoding.decode(image), degrees) for image in record["image"]
             ]
             if self._turned:
                 record["label"] = int(degrees // 90)
         return records
 
-    def _moved(self, picture: transforms.Picture, degrees: float) -> np.ndarray:
+    def _moved(self, image: transforms.PILImage, degrees: float) -> np.ndarray:
         if self._quarters:
-            return np.rot90(np.asarray(picture), int(degrees // 90))
-        return np.asarray(transforms.rotated(picture, degrees))
+            return np.rot90(np.asarray(image), int(degrees // 90))
+        return np.asarray(transforms.rotated(image, degrees))
 
 
 def make(
     source: Mapping[str, Any] | str, seed: int = 0, quarters: bool = False, label: str = "class"
 ) -> Rotated:
-    """Turn each picture of a source by U(0, 360) degrees, the same at every epoch.
+    """Turn each image of a source by U(0, 360) degrees, the same at every epoch.
 
     As RotMNIST's uniform regime. By quarter turns, with the turn for a label, it asks which side of
-    a picture is up (Gidaris, Singh and Komodakis, ICLR 2018).
+    an image is up (Gidaris, Singh and Komodakis, ICLR 2018).
 
     Args:
       source: the other one, its name and arguments, or a text such as "folder(root='train')".

@@ -1,8 +1,8 @@
-"""The embedded data set: pictures of procedural 3D objects with the seven latents of 3DIEBench.
+"""The embedded data set: images of procedural 3D objects with the seven latents of 3DIEBench.
 
 Nothing is stored and nothing is downloaded. An object is a function of (seed, number), a view of
-(seed, number, view), and a picture is ray-cast when it is first read, on the first local device.
-Unlike the released pictures of 3DIEBench, whose red and blue are swapped, these are plain RGB.
+(seed, number, view), and an image is ray-cast when it is first read, on the first local device.
+Unlike the released images of 3DIEBench, whose red and blue are swapped, these are plain RGB.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def make(
 
     Args:
       split: "train", four fifths of the objects of each class, or "val", the rest.
-      image_size: height and width of the pictures.
+      image_size: height and width of the images.
       num_objects: objects in both splits together; asking for more adds to the same objects.
       num_views: views of each object.
       seed: of the objects and of their latents.
-      cache_mb: megabytes of pictures to keep. They are kept in the order in which they are read;
+      cache_mb: megabytes of images to keep. They are kept in the order in which they are read;
         those for which no room is left are computed at each reading.
       context: share of the views whose floor and light have the hues of the object's class, in
         place of any: a bias from which a class can be told without looking at the object.
@@ -78,7 +78,7 @@ def make(
     if not 0 <= context <= 1:
         raise Refusal(f"context={context}: the share of views with their class's hues, from 0 to 1")
     if cache_mb < 0:
-        raise Refusal(f"cache_mb must be at least 0 (0 keeps no picture), got {cache_mb}")
+        raise Refusal(f"cache_mb must be at least 0 (0 keeps no image), got {cache_mb}")
     numbers = [n for n in range(num_objects) if _is_validation(n) == (split == "val")]
     if not numbers:
         raise Refusal(
@@ -114,13 +114,13 @@ def in_context(seed: int, number: int, latents: np.ndarray, context: float) -> n
 
 
 class Scenes:
-    """Source of the pictures of some objects; row i of the source is object `numbers[i]`.
+    """Source of the images of some objects; row i of the source is object `numbers[i]`.
 
     Attributes:
       class_names, num_views: see `types.Source`.
-      image_size: height and width of the pictures.
+      image_size: height and width of the images.
       labels: i64[N], classes of the rows.
-      latents: f64[N, num_views, 7], of all pictures.
+      latents: f64[N, num_views, 7], of all images.
       parts: `Parts` of f32[N, P, ...], the objects themselves.
     """
 
@@ -154,7 +154,7 @@ class Scenes:
         return f"{len(self)} embedded objects at {self.image_size} pixels"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Pictures `views` (i64[N, V]) of the objects `rows` (N of them).
+        """Images `views` (i64[N, V]) of the objects `rows` (N of them).
 
         Returns:
           N records: `image`, a list of V read-only u8[H, W, 3]; `label`; `latent` f32[V, 7].
@@ -171,21 +171,21 @@ class Scenes:
             if given.size and (given.min() < 0 or given.max() >= end):
                 raise Refusal(f"{name}s must lie in 0..{end - 1}, got {given.min()}..{given.max()}")
         keys = (at[:, None] * self.num_views + views).tolist()
-        pictures = self._pictures({key for row in keys for key in row})
+        images = self._images({key for row in keys for key in row})
         return [
             {
-                "image": [pictures[key] for key in keys[i]],
+                "image": [images[key] for key in keys[i]],
                 "label": int(self.labels[row]),
                 "latent": self.latents[row, views[i]].astype(np.float32),
             }
             for i, row in enumerate(at)
         ]
 
-    def _pictures(self, keys: set[int]) -> dict[int, np.ndarray]:
-        """Pictures by row * num_views + view, from the cache or computed.
+    def _images(self, keys: set[int]) -> dict[int, np.ndarray]:
+        """Images by row * num_views + view, from the cache or computed.
 
-        Reading is uniform, so that a picture in the cache is as good as any other: none is ever
-        given up for a newer one. Two threads may compute the same picture; they get the same.
+        Reading is uniform, so that an image in the cache is as good as any other: none is ever
+        given up for a newer one. Two threads may compute the same image; they get the same.
         """
         with self._lock:
             found = {key: self._cache[key] for key in keys if key in self._cache}
@@ -196,12 +196,12 @@ class Scenes:
         parts = Parts(*(array[rows] for array in self.parts))
         rendered = render(parts, self.latents[rows, views], self.image_size)
         # Copies: a slice would keep the whole array of this reading alive.
-        new = {key: picture.copy() for key, picture in zip(missing.tolist(), rendered)}
-        for picture in new.values():
-            picture.flags.writeable = False
+        new = {key: image.copy() for key, image in zip(missing.tolist(), rendered)}
+        for image in new.values():
+            image.flags.writeable = False
         with self._lock:
-            for key, picture in new.items():
+            for key, image in new.items():
                 if len(self._cache) >= self._cache_room:
                     break
-                self._cache[key] = picture
+                self._cache[key] = image
         return found | new

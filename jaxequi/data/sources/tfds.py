@@ -1,6 +1,6 @@
 """Prepared TFDS data sets, without TensorFlow.
 
-ArrayRecord and parquet directories go through TFDS's own data source, with the picture left
+ArrayRecord and parquet directories go through TFDS's own data source, with the image left
 encoded for our decoder; a directory of TFRecords goes through `tfrecord.py`.
 """
 
@@ -48,7 +48,7 @@ class TFDS:
         return self._name
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: the encoded picture, once for each asked-for view, and its label."""
+        """Read examples: the encoded image, once for each asked-for view, and its label."""
         try:
             found = self._data.__getitems__([int(row) for row in rows])
             return [
@@ -114,7 +114,7 @@ def make(
       dataset: its name (`cifar10`), or its directory.
       split: in the words of TFDS: `train`, `train[:10%]`, `train+validation`.
       data_dir: where prepared data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets by default.
-      image: name of the feature that is the picture.
+      image: name of the feature that is the image.
       label: name of the feature that is the class.
 
     Raises:

@@ -27,7 +27,7 @@ from jaxequi.data.sources._files import is_regular, number_names, read_text
 from jaxequi.errors import Refusal
 from jaxequi.types import Record
 
-# layout -> (picture, label, number of the first class)
+# layout -> (image, label, number of the first class)
 LAYOUTS = {
     "imagenet": ("image/encoded", "image/class/label", 1),
     "tfds": ("image", "label", 0),
@@ -170,14 +170,14 @@ class TFRecords:
         return f"{len(self)} records in {len(self._files)} files from {self._files[0]} on"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read examples: the encoded picture, once for each asked-for view, and its label."""
+        """Read examples: the encoded image, once for each asked-for view, and its label."""
         return [self._read(int(row), views.shape[1]) for row in rows]
 
     def _read(self, row: int, copies: int) -> Record:
         image_key, label_key, first = self._keys
         try:
             features = self._features(row, image_key, label_key)
-            image = example.picture(features, image_key)
+            image = example.image(features, image_key)
             label = example.integer(features, label_key) - first
             if not 0 <= label < len(self.class_names):
                 raise DataError(

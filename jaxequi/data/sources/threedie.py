@@ -56,7 +56,7 @@ def _has_lists(root: epath.Path) -> bool:
 
 
 class ThreeDIE:
-    """Objects of 3DIEBench, `num_views` pictures of each with seven latents a picture."""
+    """Objects of 3DIEBench, `num_views` images of each with seven latents an image."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ThreeDIE:
         self.class_names: Sequence[str] = tuple(map(shown, class_names))
         self.num_views = num_views
         if num_views < 1:
-            raise DataError(f"num_views is {num_views}; each object has one picture or more.")
+            raise DataError(f"num_views is {num_views}; each object has one image or more.")
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise DataError(
                 f"labels must be whole numbers i[N], not {self.labels.dtype}"
@@ -97,7 +97,7 @@ class ThreeDIE:
         return f"{len(self)} objects under {self.root}"
 
     def read(self, rows: Sequence[int], views: np.ndarray) -> list[Record]:
-        """Read objects: of each the encoded pictures `views` and their latents f32[V, 7]."""
+        """Read objects: of each the encoded images `views` and their latents f32[V, 7]."""
         return [self._read(int(row), mine) for row, mine in zip(rows, views)]
 
     def _read(self, row: int, views: np.ndarray) -> Record:
@@ -137,7 +137,7 @@ def make(
         `<root>/<split>_images.npy` if that is there, else made from the folder.
       labels_file: its labels; by default `<root>/<split>_labels.npy`.
       limit: keep the first so many objects; 0 keeps all.
-      num_views: pictures of each object.
+      num_views: images of each object.
       published: refuse to make lists from the folder.
 
     Raises:

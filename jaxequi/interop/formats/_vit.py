@@ -53,7 +53,7 @@ def is_encoder(state: State) -> bool:
 
 
 def side(config: ml_collections.ConfigDict) -> int:
-    """Pixels of a side of the pictures that a config learns from, or else judges.
+    """Pixels of a side of the images that a config learns from, or else judges.
 
     Raises:
       ValueError: its pipes do not say it.
@@ -62,7 +62,7 @@ def side(config: ml_collections.ConfigDict) -> int:
     found = re.findall(r"(?:crop|resize)\w*\(\(?(\d+)", pipes[0] if pipes else "")
     if not found:
         raise Refusal(
-            f"the tables of positions depend on the size of the pictures, and the pipes {pipes} "
+            f"the tables of positions depend on the size of the images, and the pipes {pipes} "
             "name none: give --config.train.views a crop such as random_resized_crop(224)"
         )
     return int(found[-1])
@@ -149,7 +149,7 @@ def original(module: vit.ViT, prefix: str) -> str:
 
 
 def call(module: vit.ViT, side: int, classes: int) -> str:
-    """Write how `models_vit.py` of theirs makes an encoder for pictures of so many pixels."""
+    """Write how `models_vit.py` of theirs makes an encoder for images of so many pixels."""
     arguments = f"img_size={side}, num_classes={classes}, global_pool={module.pool == 'mean'}"
     named = original(module, "vit")
     if not named:

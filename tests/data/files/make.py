@@ -1,7 +1,7 @@
 """Make the files of this folder with other programs: TensorFlow, stock TFDS, tensorboardX, Pillow.
 
 Run where those are installed (none of the first three is needed by the tests):
-`python tests/data/files/make.py`. The pictures are crops of scikit-image's cat, `chelsea` (CC0).
+`python tests/data/files/make.py`. The images are crops of scikit-image's cat, `chelsea` (CC0).
 """
 
 import io
@@ -26,7 +26,7 @@ def encoded(image, kind="JPEG", **options):
     return buffer.getvalue()
 
 
-def pictures():
+def images():
     rgb = crop(0, 40)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
@@ -88,7 +88,7 @@ def tfrecords():
 
 
 def tfds_directory():
-    """Let the stock builder of fashion_mnist prepare ten pictures, as TFRecords and ArrayRecord."""
+    """Let the stock builder of fashion_mnist prepare ten images, as TFRecords and ArrayRecord."""
     from unittest import mock
 
     import tensorflow_datasets as tfds
@@ -119,6 +119,6 @@ def tfds_directory():
 
 
 if __name__ == "__main__":
-    pictures()
+    images()
     tfrecords()
     tfds_directory()

@@ -50,14 +50,14 @@ def test_two_photographs_in_copies():
 
 @pytest.mark.parametrize("size", [31, 32, 33])
 def test_the_drawing_has_no_symmetry(size):
-    picture = drawing.draw(size)
-    assert picture.shape == (size, size)
-    assert picture.dtype == np.uint8
-    assert (picture.min(), picture.max()) == (drawing.GROUND, drawing.LINE)
-    turns = [np.rot90(m, k) for m in (picture, picture[:, ::-1]) for k in range(4)]
+    image = drawing.draw(size)
+    assert image.shape == (size, size)
+    assert image.dtype == np.uint8
+    assert (image.min(), image.max()) == (drawing.GROUND, drawing.LINE)
+    turns = [np.rot90(m, k) for m in (image, image[:, ::-1]) for k in range(4)]
     assert len({turned.tobytes() for turned in turns}) == 8
     # it touches borders, so that a pixel left over there is seen
-    assert all(line.max() == drawing.LINE for line in (picture[0], picture[-1], picture[:, -1]))
+    assert all(line.max() == drawing.LINE for line in (image[0], image[-1], image[:, -1]))
 
 
 def test_the_pair_and_its_copies():
@@ -80,7 +80,7 @@ def test_no_drawing(arguments):
 
 @pytest.fixture
 def ten(tmp_path):
-    """Ten pictures whose grey level and label are their row."""
+    """Ten images whose grey level and label are their row."""
     path = tmp_path / "ten.npz"
     grey = np.arange(10, dtype=np.uint8)
     np.savez(path, images=np.broadcast_to(grey[:, None, None], (10, 2, 2)), labels=grey)

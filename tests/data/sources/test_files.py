@@ -46,7 +46,7 @@ def test_a_folder_with_nothing_to_read_says_so(tmp_path, classes):
     with pytest.raises(ValueError, match="cannot list"):
         folder.make(str(tmp_path / "none"))
     (classes / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no picture"):
+    with pytest.raises(ValueError, match="empty holds no image"):
         folder.make(str(classes))
     with pytest.raises(ValueError, match="one for each class"):
         folder.make(str(classes / "empty"))
@@ -265,7 +265,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         arrays.make(str(tmp_path / "data.npz"))
 
 
-def test_rotated_turns_each_picture_once_and_for_all(tmp_path):
+def test_rotated_turns_each_image_once_and_for_all(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
     inner = {"name": "arrays", "path": str(tmp_path / "a.npz")}
     source = rotated.make(inner, seed=3)

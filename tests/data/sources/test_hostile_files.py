@@ -17,7 +17,7 @@ from jaxequi.data.errors import DataError, shown
 from jaxequi.data.sources import _files, arrays, folder, threedie
 
 ONE = np.zeros((1, 1), int)
-PICTURES = np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5)
+IMAGES = np.arange(6 * 25, dtype=np.uint8).reshape(6, 5, 5)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
@@ -46,7 +46,7 @@ def header(shape, descr="|u1"):
 
 def npz(path, *, method=zipfile.ZIP_DEFLATED, images=None, labels=None):
     with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr("images.npy", npy(PICTURES) if images is None else images)
+        archive.writestr("images.npy", npy(IMAGES) if images is None else images)
         archive.writestr("labels.npy", npy(LABELS) if labels is None else labels)
     return path
 
@@ -63,7 +63,7 @@ def patched(path, offset_local, offset_central, value):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_a_whole_npz_is_read(tmp_path, method):
     source = arrays.make(str(npz(tmp_path / "a.npz", method=method)))
-    np.testing.assert_array_equal(source.images, PICTURES)
+    np.testing.assert_array_equal(source.images, IMAGES)
     assert source.labels.tolist() == LABELS.tolist()
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_member_is_refused(tmp_path, method):
 
 
 def test_a_member_that_ends_early_is_refused(tmp_path):
-    path = npz(tmp_path / "a.npz", images=npy(PICTURES)[:-7])
+    path = npz(tmp_path / "a.npz", images=npy(IMAGES)[:-7])
     with pytest.raises(DataError, match=r"it holds 143 bytes, not the 150 of uint8\[6, 5, 5\]"):
         arrays.make(str(path))
 
@@ -177,12 +177,12 @@ def test_a_gzip_bomb_is_read_no_further_than_it_promises(tmp_path):
 def test_labels_that_are_no_classes_are_refused(labels, words):
     labels = np.array(labels, np.uint64 if max(labels) > 2**62 else np.int64)
     with pytest.raises(DataError, match=words):
-        arrays.Arrays(PICTURES[:2], labels)
+        arrays.Arrays(IMAGES[:2], labels)
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 5), (2, 5, 5, 2), (2, 5, 5, 0)])
-def test_pictures_that_are_none_are_refused(shape):
-    with pytest.raises(DataError, match="pictures"):
+def test_images_that_are_none_are_refused(shape):
+    with pytest.raises(DataError, match="images"):
         arrays.Arrays(np.zeros(shape, np.uint8), LABELS[:2])
 
 
@@ -190,7 +190,7 @@ def test_pictures_that_are_none_are_refused(shape):
 def classes(tmp_path):
     for name in ("cat", "owl"):
         (tmp_path / "set" / name / "inner").mkdir(parents=True)
-        (tmp_path / "set" / name / "inner" / "x.jpg").write_bytes(b"a picture")
+        (tmp_path / "set" / name / "inner" / "x.jpg").write_bytes(b"an image")
     return tmp_path / "set"
 
 
@@ -229,7 +229,7 @@ def make_socket(path):
         ("twice", lambda path: path.symlink_to("inner"), "twice is the folder .*inner once more"),
     ],
 )
-def test_what_is_no_picture_file_is_refused_by_name(classes, monkeypatch, name, make, words):
+def test_what_is_no_image_file_is_refused_by_name(classes, monkeypatch, name, make, words):
     monkeypatch.chdir(classes / "cat")
     make(classes / "cat" / name)
     with pytest.raises(DataError, match=words):
@@ -243,7 +243,7 @@ def test_a_class_that_is_a_link_to_nowhere_is_not_left_out(classes, target):
         folder.make(str(classes))
 
 
-def test_what_no_picture_is_called_is_passed_over(classes):
+def test_what_no_image_is_called_is_passed_over(classes):
     os.mkfifo(classes / "cat" / "control")
     (classes / "cat" / "lost.txt").symlink_to("gone")
     assert len(folder.make(str(classes))) == 2

@@ -40,7 +40,7 @@ def test_tfds_layout(tmp_path):
     assert [read(source, row)["label"] for row in range(3)] == [0, 1, 2]
 
 
-def test_both_writers_stored_the_same_pictures(imagenet, tmp_path):
+def test_both_writers_stored_the_same_images(imagenet, tmp_path):
     shutil.copy(FILES / "tensorboardx.tfrecord", tmp_path / "x")
     left = tfrecord.make(str(imagenet / "imagenet-*"), classes=3)
     right = tfrecord.make(str(tmp_path / "x"), classes=3)

@@ -56,8 +56,8 @@ def feature_maps(
         a, b = (np.asarray(m)[0, ..., channel] for m in maps)
         low, high = min(a.min(), b.min()), max(a.max(), b.max())
         gap = np.abs(a - b)
-        for axis, picture in zip(line, (a, b)):
-            axis.imshow(picture, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+        for axis, shown in zip(line, (a, b)):
+            axis.imshow(shown, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
         line[2].imshow(gap, vmin=0, vmax=high - low, cmap="magma", interpolation="nearest")
         line[0].set_title(f"{name}\n{a.shape[0]} x {a.shape[1]}", fontsize=9)
         line[2].set_xlabel(f"largest {gap.max():.1e}", fontsize=9)
