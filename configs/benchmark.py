@@ -53,6 +53,19 @@ seeds) helps where images are turned: kNN of SimCLR 23.1 ± 1.2 to 25.7 ± 1.3 a
 to 21.4 ± 1.4, linear 21.0 ± 0.6 to 21.9 ± 0.5 and 19.1 ± 0.3 to 21.6 ± 0.5. It does not upright
 (linear 79.8 ± 0.3 to 79.6 ± 0.2, and 75.8 ± 0.3 to 74.2 ± 0.7), and it does not make more of which
 side is up (84.7 ± 0.5 to 84.3 ± 0.0, and 82.7 ± 0.4 to 79.8 ± 2.9).
+
+Over groups, learned from upright images (`supervised,fashion,c1` and so on), top-1 of the test
+images upright and each at an angle of its own; a guess is right in 10 %:
+
+                        linear        kNN           turned: linear    kNN           rank
+    supervised c1       85.7 ± 0.3    85.4 ± 0.2    22.2 ± 0.4        24.1 ± 0.4      39
+    supervised c4       84.7 ± 0.4    85.3 ± 0.5    42.9 ± 3.2        42.5 ± 2.7      25
+    supervised c8       84.0 ± 0.2    84.6 ± 0.3    44.7 ± 0.6        43.5 ± 0.7      19
+    supervised d8       84.2 ± 0.4    84.8 ± 0.3    41.7 ± 2.0        39.3 ± 1.6      14
+
+One to two points upright are what a group costs here, and it doubles what is known of
+turned images. C4 already has it: with five strides on 33 pixels a network of C8 is exact for
+quarter turns alone, and its other angles, like the mirrors of D8, earn nothing more.
 """
 
 import ml_collections
