@@ -122,17 +122,17 @@ def dense(x: Array, kernel: Array, group: Group, bias: Array | None = None) -> A
     if bias is not None:
         first = first + constant(bias, group)[: how.ones, None].astype(x.dtype)
     parts = [first]
+    # Row by row: axes of rows and of examples made one could not stay split over devices, and as
+    # two axes they make the gradient slow (`transformer.each_token`).
     for n, matrix in enumerate(_matrices(kernel, group)):
         start = how.ones + 2 * how.rows * n
-        left, right = (rows[at : at + how.rows] for at in (start, start + how.rows))
-        left, right = left.reshape(-1, inputs), right.reshape(-1, inputs)
-        for k in range(2):
-            y = left @ matrix[0][k] + right @ matrix[1][k]
-            parts.append(y.reshape(how.rows, -1, outputs))
+        for k, r in np.ndindex(2, how.rows):
+            left, right = rows[start + r], rows[start + how.rows + r]
+            parts.append((left @ matrix[0][k] + right @ matrix[1][k])[None])
     return jnp.concatenate(parts).reshape(order, *x.shape[1:-1], outputs)
 
 
-def _matrices(kernel: Array, group: Group) -> list[tuple[tuple[Array, Array], ...]]:
+def _matrices(kernel: Array, group: Group) -> list[tuple[tuple[Array, Array], tuple[Array, Array]]]:
     """For each irrep of dimension 2 what leads from its column j to its column k: [I, O] each."""
     how = planes(group)
     scale = math.sqrt(group.order / 2)
