@@ -1,8 +1,8 @@
 """Vision transformers over a group, cheaper than the plain ones of the same width.
 
-Nordstrom, Edstedt, Kahl and Bokman (2025), "Stronger ViTs With Octic Equivariance",
-arXiv 2505.15441; davnords/octic-vits, `octic_vits/model.py`. Over D1, the mirror alone, it is the
-network of Bokman et al. (2025), "Flopping for FLOPs", arXiv 2502.05169.
+Nordström, Edstedt, Kahl and Bökman (2025), "Octic Vision Transformers", arXiv 2505.15441;
+davnords/octic-vits, `octic_vits/model.py`. Over D1, the mirror alone, it is the network of Bökman,
+Nordström and Kahl (2025), "Flopping for FLOPs", arXiv 2502.05169.
 
 The first blocks are equivariant: their tokens are C / G regular fields, held as planes
 (`nn.fourier`). The rest are the plain blocks of `models.vit`. `plain` writes the whole network out

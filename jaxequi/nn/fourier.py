@@ -9,8 +9,8 @@ Every layer equals the one between regular fields (`nn.gconv`; channel = field *
 `analyse` and `synthesise`). A kernel f32[G, I, O] is transformed like a field, so that parameters
 of the two domains are one rotation apart: steps of gradient descent agree, those of Adam do not.
 
-After Bokman, Nordstrom et al. (2025), "Octic Vision Transformers", arXiv 2505.15441, and Bokman et
-al. (2025), "Flopping for FLOPs", arXiv 2502.05169.
+Nordström, Edstedt, Kahl and Bökman (2025), "Octic Vision Transformers", arXiv 2505.15441; Bökman,
+Nordström and Kahl (2025), "Flopping for FLOPs", arXiv 2502.05169.
 """
 
 from __future__ import annotations
