@@ -23,7 +23,7 @@ from jaxequi import names
 from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
-from jaxequi.nn.gconv import DOMAINS, GroupConv, LiftingConv
+from jaxequi.nn.gconv import GroupConv, LiftingConv, check_domain
 from jaxequi.nn.norm import BatchNorm, at_least_f32
 from jaxequi.nn.pool import coset_max
 from jaxequi.types import Array
@@ -215,8 +215,7 @@ def make(
     head = head or row.head
     if head not in HEADS:
         raise names.unknown("head", head, HEADS)
-    if domain not in DOMAINS:
-        raise names.unknown("domain", domain, DOMAINS)
+    check_domain(domain)
     widths = row.widths if width is None else tuple(width * 2**i for i in range(len(row.blocks)))
     return GResNet(
         planar.named(row.group),

@@ -132,8 +132,7 @@ def group_conv(
       ValueError: kernel and group do not fit, the image is smaller than the kernel, or another
         domain.
     """
-    if domain not in DOMAINS:
-        raise names.unknown("domain", domain, DOMAINS)
+    check_domain(domain)
 
     def by_channels(x: Array, kernel: Array) -> Array:
         return _convolve(x, filter_bank(kernel, group), strides, padding, dilation)
@@ -155,6 +154,12 @@ def group_conv(
         return jax.lax.platform_dependent(x, kernel, cpu=by_irreps, default=by_channels)
 
     return _with_bias(spread.by_rows(own, x, kernel), group, bias)
+
+
+def check_domain(domain: str) -> None:
+    """Refuse another domain than those of `DOMAINS`."""
+    if domain not in DOMAINS:
+        raise names.unknown("domain", domain, DOMAINS)
 
 
 def pays(group: Group, size: int, outputs: int) -> bool:
