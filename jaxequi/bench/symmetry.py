@@ -40,7 +40,7 @@ D4 = dihedral(4)
 
 
 class Shape(NamedTuple):
-    """A convolution: side of the kernel, of the picture, and fields of D4 in and out."""
+    """A convolution: side of the kernel, of the image, and fields of D4 in and out."""
 
     kernel: int
     side: int
@@ -102,7 +102,7 @@ def mlp(width: int, tokens: int, batch_size: int, repeats: int) -> dict[str, Any
 
 
 def vit_flops() -> dict[str, float]:
-    """FLOPs of ViT-H/14 on one picture of 224 pixels: plain, hybrid octic, and their ratio."""
+    """FLOPs of ViT-H/14 on one image of 224 pixels: plain, hybrid octic, and their ratio."""
 
     def flops(network: nn.Module) -> float:
         x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -32,7 +32,7 @@ from jaxequi.types import Array, PyTree
 
 
 class OcticViT(ViT):
-    """Pictures f32[N, H, W, 3] to features f32[N, R].
+    """Images f32[N, H, W, 3] to features f32[N, R].
 
     The law: with all blocks equivariant and `invariant=False` the features are regular fields
     (channel = field * G + element), which an element permutes; with `invariant=True` it leaves
@@ -40,7 +40,7 @@ class OcticViT(ViT):
     `invariant=False` there is no law.
 
     Attributes:
-      group: C_N or D_N with N in {1, 2, 4}; D4 takes square pictures.
+      group: C_N or D_N with N in {1, 2, 4}; D4 takes square images.
       symmetric: blocks that are equivariant, the first ones; 0 <= symmetric <= depth.
       invariant: where they end, go on with what no element moves (`fourier.invariants`): lengths,
         and a linear layer to the width if plain blocks follow.
@@ -68,7 +68,7 @@ class OcticViT(ViT):
 
     @nn.compact
     def __call__(self, images: Array, train: bool, keep: Array | None = None) -> Array:
-        """Encode pictures; arguments, result and errors as of `ViT`."""
+        """Encode images; arguments, result and errors as of `ViT`."""
         if keep is not None and self.pool != "token":
             raise Refusal(f"pool={self.pool!r} leaves tokens without a norm; take pool='token'")
         group, fields = self.group, self.width // self.group.order
@@ -199,7 +199,7 @@ def plain(network: OcticViT, params: PyTree, rows: int, columns: int) -> tuple[V
     Args:
       network: with `invariant=False`.
       params: of it.
-      rows, columns: patches of the pictures; their code becomes a learned table.
+      rows, columns: patches of the images; their code becomes a learned table.
 
     Returns:
       The plain network and its parameters.
@@ -214,10 +214,10 @@ def plain(network: OcticViT, params: PyTree, rows: int, columns: int) -> tuple[V
     def repeated(values: Array) -> Array:
         return jnp.repeat(values, group.order, -1)
 
-    def moved(picture: Array) -> Array:
+    def moved(table: Array) -> Array:
         """[H, W, ..., F] to [H, W, ..., F G]."""
-        elements = fourier.inverse(fourier.lift(picture, group), group)
-        return jnp.moveaxis(elements, 0, -1).reshape(*picture.shape[:-1], -1)
+        elements = fourier.inverse(fourier.lift(table, group), group)
+        return jnp.moveaxis(elements, 0, -1).reshape(*table.shape[:-1], -1)
 
     def written_out(layer: dict[str, Any]) -> dict[str, Any]:
         if "kernel" not in layer:  # a norm, or a part with layers of its own

@@ -231,8 +231,8 @@ def conv(
     return dense(seen, kernel.reshape(order, -1, kernel.shape[-1]), group, bias)
 
 
-def lift(picture: Array, group: Group) -> Array:
-    """The planes [G, H, W, ...] of the fields f[s] = s picture, of a picture [H, W, ...].
+def lift(image: Array, group: Group) -> Array:
+    """The planes [G, H, W, ...] of the fields f[s] = s image, of a image [H, W, ...].
 
     So become a kernel on plain images, and a table of positions, equivariant.
 
@@ -241,13 +241,13 @@ def lift(picture: Array, group: Group) -> Array:
         itself.
     """
     planar.check_on_grid(group)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if group.rotations == 4 and height != width:
         raise Refusal(
             f"{height} x {width}: a quarter turn of {group.name} exchanges the sides. Take square "
-            "pictures, or the group d1, c2 or d2."
+            "images, or the group d1, c2 or d2."
         )
-    moved = [planar.act(group, s, picture, (0, 1)) for s in range(group.order)]
+    moved = [planar.act(group, s, image, (0, 1)) for s in range(group.order)]
     return transform(jnp.stack(moved), group)
 
 

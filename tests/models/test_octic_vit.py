@@ -53,7 +53,7 @@ def test_the_law(options):
     y = np.asarray(jax.jit(lambda p, x: net.apply(p, x, False))(params, moved))
     assert y.shape == (2 * group.order, net.features)
     y = y.reshape(group.order, 2, -1)
-    assert np.abs(y[0, 0] - y[0, 1]).max() > 1e-3  # it tells pictures apart
+    assert np.abs(y[0, 0] - y[0, 1]).max() > 1e-3  # it tells images apart
     for g in range(1, group.order):
         expected = y[0]
         if not net.invariant:
@@ -129,7 +129,7 @@ def test_hidden_patches_are_not_seen():
     tokens = apply(params, x, keep=keep)
     assert tokens.shape == (2, 4, 64)
     hidden = np.array(x)
-    hidden[0, :4, 4:8] = 9  # patch 1 of the first picture
+    hidden[0, :4, 4:8] = 9  # patch 1 of the first image
     np.testing.assert_array_equal(apply(params, hidden, keep=keep), tokens)
     hidden[0, :4, :4] = 9
     assert np.abs(apply(params, hidden, keep=keep)[0] - tokens[0]).max() > 1e-2
@@ -179,7 +179,7 @@ def test_bad_networks(arguments, message):
         octic_vit.make(**arguments)
 
 
-def test_bad_pictures_and_writing_out():
+def test_bad_images_and_writing_out():
     net = octic_vit.make(**SMALL)
     with pytest.raises(ValueError, match="exchanges the sides"):
         jax.eval_shape(lambda k: net.init(k, jnp.zeros((1, 8, 12, 3)), False), jax.random.key(0))

@@ -177,3 +177,24 @@ def test_few_fields_stay_channels():
     wide = jnp.zeros((3, 3, 8, 3, 32))
     with pytest.raises(ValueError, match="16 channels and the filters take 24"):
         group_conv(x, wide, dihedral(4), domain="fourier")
+
+
+def test_one_device_equals_eight_by_irreps():
+    group = dihedral(4)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(8, 5, 5, 8)).astype(np.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 1, 25)).astype(np.float32))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    def gradient(kernel, x):
+        def loss(kernel):
+            return jnp.sum(jnp.sin(group_conv(x, kernel, group, domain="fourier")))
+
+        return jax.grad(loss)(kernel)
+
+    one = gradient(kernel, x)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        eight = gradient(kernel, split)
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5 * np.abs(one).max())
