@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxequi import probes
 from jaxequi.groups import planar
 from jaxequi.methods import mae, supervised
 from jaxequi.models import octic_vit, vit
@@ -187,3 +188,11 @@ def test_bad_images_and_writing_out():
     with pytest.raises(ValueError, match="invariant=True"):
         octic_vit.plain(lengths, {}, 3, 3)
     assert fourier.invariant_planes(lengths.group) == 6
+
+
+def test_probes_leave_planes_out():
+    net = octic_vit.make(**SMALL, symmetric=2, invariant=True)
+    params = started(net)
+    errors = probes.check(lambda x: net.apply(params, x, False), images(8), net.group)
+    assert errors.layers == ("output",)
+    assert errors.relative.max() < 1e-5
