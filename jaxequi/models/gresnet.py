@@ -23,7 +23,7 @@ from jaxequi import names
 from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
-from jaxequi.nn.gconv import GroupConv, LiftingConv
+from jaxequi.nn.gconv import GroupConv, LiftingConv, check_domain
 from jaxequi.nn.norm import BatchNorm, at_least_f32
 from jaxequi.nn.pool import coset_max
 from jaxequi.types import Array
@@ -113,6 +113,7 @@ class GResNet(nn.Module):
       norm: makes the norms, such as `nn.norm.BatchNorm`.
       remat: recompute each block in the backward pass.
       dtype: of the computation.
+      domain: of the layers between feature maps (`nn.gconv.DOMAINS`).
 
     Raises:
       ValueError: an image too small for the strides.
@@ -126,6 +127,7 @@ class GResNet(nn.Module):
     norm: Any = BatchNorm
     remat: bool = False
     dtype: Any = jnp.float32
+    domain: str = "regular"
 
     @property
     def features(self) -> int:
@@ -143,8 +145,9 @@ class GResNet(nn.Module):
             use_running_average=not train,
             field_size=self.group.order,
         )
-        conv = functools.partial(GroupConv, padding=1, separable=self.separable, **bound)
-        shortcut = functools.partial(GroupConv, kernel_size=1, **bound)
+        group_conv = functools.partial(GroupConv, domain=self.domain, **bound)
+        conv = functools.partial(group_conv, padding=1, separable=self.separable)
+        shortcut = functools.partial(group_conv, kernel_size=1)
         block = nn.remat(Block) if self.remat else Block
         x = LiftingConv(self.widths[0], padding=1, name="stem", **bound)(x)
         for i, (width, count) in enumerate(zip(self.widths, self.blocks)):
@@ -190,6 +193,7 @@ def make(
     norm: Any = BatchNorm,
     remat: bool = False,
     dtype: Any = jnp.float32,
+    domain: str = "regular",
 ) -> GResNet:
     """Make a network of the reference by its name.
 
@@ -198,9 +202,10 @@ def make(
       width: fields of the first stage, doubled from stage to stage; None takes the reference's.
       head: one of `HEADS`; None takes the reference's default, which for the ResNets is `slices`.
       norm, remat, dtype: as in `GResNet`.
+      domain: `regular`, or `fourier` for products by irreps where a CPU is faster by them.
 
     Raises:
-      ValueError: no such architecture or head; the message lists what exists.
+      ValueError: no such architecture, head or domain; the message lists what exists.
     """
     if width is not None and width < 1:
         raise Refusal(f"width={width}: fields of the first stage, at least 1")
@@ -210,6 +215,7 @@ def make(
     head = head or row.head
     if head not in HEADS:
         raise names.unknown("head", head, HEADS)
+    check_domain(domain)
     widths = row.widths if width is None else tuple(width * 2**i for i in range(len(row.blocks)))
     return GResNet(
         planar.named(row.group),
@@ -220,4 +226,5 @@ def make(
         norm=norm,
         remat=remat,
         dtype=dtype,
+        domain=domain,
     )

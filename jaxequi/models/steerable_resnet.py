@@ -25,6 +25,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import Group
 from jaxequi.models.gresnet import pooled
 from jaxequi.models.torchvision_resnet import BasicBlock, Bottleneck, ResNet
+from jaxequi.nn.gconv import check_domain
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.nn.pool import MaxPool, avg_pool, blur_pool
 from jaxequi.nn.steerable import RegularConv
@@ -55,6 +56,7 @@ class SteerableResNet(nn.Module):
       norm: makes the norms, such as `nn.norm.BatchNorm`.
       remat: recompute each block in the backward pass.
       dtype: of the computation.
+      domain: of the layers between feature maps (`nn.gconv.DOMAINS`).
     """
 
     group: Group
@@ -66,6 +68,7 @@ class SteerableResNet(nn.Module):
     norm: Any = BatchNorm
     remat: bool = False
     dtype: Any = jnp.float32
+    domain: str = "regular"
 
     @property
     def features(self) -> int:
@@ -76,7 +79,11 @@ class SteerableResNet(nn.Module):
     def feature_map(self, x: Array, train: bool) -> Array:
         """Compute the last feature map: [B, H', W', C G], regular fields."""
         conv = functools.partial(
-            RegularConv, group=self.group, antialias=self.antialias, dtype=self.dtype
+            RegularConv,
+            group=self.group,
+            antialias=self.antialias,
+            dtype=self.dtype,
+            domain=self.domain,
         )
         norm = functools.partial(
             self.norm,
@@ -187,6 +194,7 @@ def make(
     norm: Any = BatchNorm,
     remat: bool = False,
     dtype: Any = jnp.float32,
+    domain: str = "regular",
 ) -> SteerableResNet:
     """Make a network by its name: a group and a depth, `c8resnet18`, `d4resnet50`.
 
@@ -195,9 +203,12 @@ def make(
       width: fields of the first stage; None takes the reference's.
       fast: take the reference's narrow widths, with the channels of the plain network.
       fit, antialias, norm, remat, dtype: as in `SteerableResNet`.
+      domain: `regular`, or `fourier` for products by irreps where a CPU is faster by them; N must
+        be 1, 2 or 4.
 
     Raises:
-      ValueError: no such architecture, or both a width and `fast`; the message says what exists.
+      ValueError: no such architecture or domain, both a width and `fast`, or a domain that the
+        group has not; the message says what exists.
     """
     parts = _parts(architecture)
     if parts is None:
@@ -206,6 +217,12 @@ def make(
     if width is not None and fast:
         raise Refusal(f"width={width} and fast=True are two widths; give one of them")
     group, depth = planar.named(parts[1]), int(parts[2])
+    check_domain(domain)
+    if domain == "fourier" and not group.on_grid:
+        raise Refusal(
+            f"domain='fourier' moves pixels onto pixels, which {group.name} does not: take N = 1, "
+            "2 or 4, or domain='regular'"
+        )
     sizes, block = DEPTHS[depth]
     width = default_width(group, depth, fast) if width is None else width
-    return SteerableResNet(group, width, sizes, block, fit, antialias, norm, remat, dtype)
+    return SteerableResNet(group, width, sizes, block, fit, antialias, norm, remat, dtype, domain)

@@ -82,7 +82,8 @@ class ViT(nn.Module):
         if keep is not None and self.pool != "token":
             raise Refusal(f"pool={self.pool!r} leaves tokens without a norm; take pool='token'")
         patches = transformer.patchify(images, self.patch)
-        positions = self._positions(images.shape[1] // self.patch, images.shape[2] // self.patch)
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        positions = self._positions(*grid, self.width)
         at = positions[None, 1:]
         if keep is not None:
             patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
@@ -103,7 +104,7 @@ class ViT(nn.Module):
         x = at_least_f32(transformer.layer_norm(self.dtype, "norm")(x))
         return x[:, 0] if keep is None else x
 
-    def _positions(self, rows: int, columns: int) -> Array:
+    def _positions(self, rows: int, columns: int, width: int) -> Array:
         """f32[1 + rows * columns, width]."""
 
         def start(key: Array, shape: tuple[int, ...]) -> Array:
@@ -111,10 +112,10 @@ class ViT(nn.Module):
             side = self.position_grid
             if not side:
                 return jnp.asarray(own).reshape(shape)
-            table = jnp.asarray(transformer.sincos_positions(self.width, side, side))
+            table = jnp.asarray(transformer.sincos_positions(width, side, side))
             return transformer.resize_positions(table, rows, columns).reshape(shape)
 
-        own = transformer.sincos_positions(self.width, rows, columns)
+        own = transformer.sincos_positions(width, rows, columns)
         if self.positions == "fixed":
             return jnp.asarray(own)
         return self.param("pos_embed", start, (1, *own.shape))[0]

@@ -27,8 +27,9 @@ import numpy as np
 from jaxequi import names
 from jaxequi.errors import Refusal
 from jaxequi.groups import planar
+from jaxequi.groups.fourier import planes
 from jaxequi.groups.planar import Group
-from jaxequi.nn import spread
+from jaxequi.nn import fourier, spread
 from jaxequi.nn.conv import Window, conv2d
 from jaxequi.types import Array
 
@@ -36,6 +37,13 @@ Pair = int | tuple[int, int]
 
 SEPARABLE = ("g", "gc")
 """Factors of a separable filter: w[o,i,t] = p[o,i,t] d[o,i] for `g`, p[o,i,t] d[o] for `gc`."""
+
+DOMAINS = ("regular", "fourier")
+"""Where a layer between feature maps is computed: channel by channel, or irrep by irrep."""
+
+# Products saved for each number that is copied into patches, or read, from which on two CPU cores
+# were faster (`bench/symmetry.py`, 2026-11-27).
+_SAVED_PATCH, _SAVED_PIXEL = 160, 80
 
 
 @functools.cache
@@ -103,6 +111,7 @@ def group_conv(
     strides: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    domain: str = "regular",
 ) -> Array:
     """Convolve a plain image or a feature map of the group with a filter bank.
 
@@ -113,18 +122,56 @@ def group_conv(
       bias: f32[O], added to every slice of a field, or None.
       strides, padding, dilation: one number, or one for rows and one for columns. Padding is with
         zeros, the same at both ends (`SAME` of XLA pads even sides unevenly, which breaks the law).
+      domain: `fourier` for products by irreps where they are faster (`pays`), on CPUs; the result
+        is the same up to rounding.
 
     Returns:
       [B, H', W', O G] in the dtype of x, H' = (H + 2 p - d (k - 1) - 1) // s + 1.
 
     Raises:
-      ValueError: kernel and group do not fit, or the image is smaller than the kernel.
+      ValueError: kernel and group do not fit, the image is smaller than the kernel, or another
+        domain.
     """
+    check_domain(domain)
 
-    def own(x: Array, kernel: Array) -> Array:
+    def by_channels(x: Array, kernel: Array) -> Array:
         return _convolve(x, filter_bank(kernel, group), strides, padding, dilation)
 
+    def by_irreps(x: Array, kernel: Array) -> Array:
+        fields = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, group.order), -1, 0)
+        rows, columns = _windows(strides, padding, dilation)
+        y = fourier.conv(fields, fourier.realigned(kernel, group), group, rows, columns)
+        y = fourier.inverse(y, group)
+        return jnp.moveaxis(y, 0, -1).reshape(*y.shape[1:-1], -1)
+
+    size, _, slices, _, outputs = kernel.shape
+    chosen = domain == "fourier" and slices > 1 and pays(group, size, outputs)
+
+    def own(x: Array, kernel: Array) -> Array:
+        if not chosen:
+            return by_channels(x, kernel)
+        jax.eval_shape(by_channels, x, kernel)  # refuses what does not fit
+        return jax.lax.platform_dependent(x, kernel, cpu=by_irreps, default=by_channels)
+
     return _with_bias(spread.by_rows(own, x, kernel), group, bias)
+
+
+def check_domain(domain: str) -> None:
+    """Refuse another domain than those of `DOMAINS`."""
+    if domain not in DOMAINS:
+        raise names.unknown("domain", domain, DOMAINS)
+
+
+def pays(group: Group, size: int, outputs: int) -> bool:
+    """Whether a CPU convolves faster by irreps: where each number read saves enough products.
+
+    Args:
+      group: the group.
+      size: k, the side of the kernel.
+      outputs: O, output fields.
+    """
+    saved = (group.order - planes(group).multiplications / group.order) * outputs
+    return saved >= (_SAVED_PIXEL if size == 1 else _SAVED_PATCH)
 
 
 def separable_group_conv(
@@ -136,6 +183,7 @@ def separable_group_conv(
     strides: Pair = 1,
     padding: Pair = 0,
     dilation: Pair = 1,
+    domain: str = "regular",
 ) -> Array:
     """Convolve with filters that are a spatial factor times a mixing of the slices.
 
@@ -147,7 +195,7 @@ def separable_group_conv(
       x: [B, H, W, I G].
       depthwise: f32[k, k, 1, J, O], J = I for `g`, 1 for `gc`.
       pointwise: f32[1, 1, G, I, O].
-      group, bias, strides, padding, dilation: as in `group_conv`.
+      group, bias, strides, padding, dilation, domain: as in `group_conv`.
 
     Returns:
       [B, H', W', O G].
@@ -156,11 +204,12 @@ def separable_group_conv(
       ValueError: as `group_conv`.
     """
     if depthwise.shape[-2] == pointwise.shape[-2]:
-        return group_conv(x, depthwise * pointwise, group, bias, strides, padding, dilation)
+        product = depthwise * pointwise
+        return group_conv(x, product, group, bias, strides, padding, dilation, domain)
 
     def own(x: Array, factors: tuple[Array, Array]) -> Array:
         # the zeros of the padding come after the mixing, which has no bias: the borders agree
-        mixed = _convolve(x, filter_bank(factors[1], group))
+        mixed = group_conv(x, factors[1], group, domain=domain)
         bank = filter_bank(factors[0], group)
         return _convolve(mixed, bank, strides, padding, dilation, groups=mixed.shape[-1])
 
@@ -201,9 +250,7 @@ def convolve(
     Raises:
       ValueError: the image is smaller than the kernel.
     """
-    rows, columns = (
-        Window(s, (p, p), d) for s, p, d in zip(pair(strides), pair(padding), pair(dilation))
-    )
+    rows, columns = _windows(strides, padding, dilation)
     k = bank.shape[0]
     if rows.outputs(x.shape[1], k) < 1 or columns.outputs(x.shape[2], k) < 1:
         raise Refusal(
@@ -211,6 +258,11 @@ def convolve(
             f"smaller than the kernel, which reaches over {rows.reach(k)} x {columns.reach(k)}."
         )
     return conv2d(x, bank.astype(x.dtype), rows, columns, groups)
+
+
+def _windows(strides: Pair, padding: Pair, dilation: Pair) -> tuple[Window, Window]:
+    (s, t), (p, q), (d, e) = pair(strides), pair(padding), pair(dilation)
+    return Window(s, (p, p), d), Window(t, (q, q), e)
 
 
 def pair(value: Pair) -> tuple[int, int]:
@@ -252,7 +304,7 @@ class _Layer(nn.Module):
     kernel_init: nn.initializers.Initializer | None = None
     dtype: Any = jnp.float32
 
-    def _geometry(self) -> dict[str, Pair]:
+    def _geometry(self) -> dict[str, Any]:
         return {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
 
     def _param(self, name: str, shape: tuple[int, ...], fields_in: int) -> Array:
@@ -292,6 +344,7 @@ class GroupConv(_Layer):
 
     Attributes:
       separable: None for a full kernel, or how it factors (`SEPARABLE`).
+      domain: as in `group_conv`; the parameters are the same.
 
     Raises:
       ValueError: the input holds no whole number of fields, or `separable` has another name, or as
@@ -299,19 +352,21 @@ class GroupConv(_Layer):
     """
 
     separable: str | None = None
+    domain: str = "regular"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, order, out = self.kernel_size, self.group.order, self.features
         fields_in = planar.fields(self.group, x.shape[-1])
         x = x.astype(self.dtype)
+        how = self._geometry() | {"domain": self.domain}
         if self.separable is None:
             kernel = self._param("kernel", (k, k, order, fields_in, out), fields_in)
-            return group_conv(x, kernel, self.group, self._bias(fields_in), **self._geometry())
+            return group_conv(x, kernel, self.group, self._bias(fields_in), **how)
         if self.separable not in SEPARABLE:
             raise names.unknown("separable form", self.separable, SEPARABLE)
         shared = fields_in if self.separable == "g" else 1
         depthwise = self._param("depthwise", (k, k, 1, shared, out), fields_in)
         pointwise = self._param("pointwise", (1, 1, order, fields_in, out), fields_in)
         bias = self._bias(fields_in)
-        return separable_group_conv(x, depthwise, pointwise, self.group, bias, **self._geometry())
+        return separable_group_conv(x, depthwise, pointwise, self.group, bias, **how)

@@ -31,7 +31,7 @@ from jaxequi.groups.representations import (
     check_pointwise,
 )
 from jaxequi.nn import spread
-from jaxequi.nn.gconv import Pair, convolve
+from jaxequi.nn.gconv import Pair, check_domain, convolve, group_conv, pays
 from jaxequi.nn.pool import blur_pool
 from jaxequi.types import Array
 
@@ -184,6 +184,33 @@ def _matrix(
     return filters.transpose(3, 2, 1, 0).reshape(-1, len(filters)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnames="space")
+def first_filters(weights: Weights, space: FilterSpace) -> Array:
+    """The filters between regular fields that end at element 0, as `gconv` has them.
+
+    Args:
+      weights, space: as in `expand`, of one pair of regular representations.
+
+    Returns:
+      f32[k, k, G, fields in, fields out]; `gconv.filter_bank` of it is `expand`.
+    """
+    [pair] = pairs(space)
+    order, (count, *fields) = pair.rho_in.size, pair.shape
+    matrix = _matrix(pair.rho_in, pair.rho_out, *space[2:]).reshape(-1, order, order, count)
+    filters = jnp.einsum(
+        "xtb,bn->xtn", matrix[:, :, 0], weights[pair.name].reshape(count, -1), precision="highest"
+    )
+    return filters.reshape(space.size, space.size, order, *fields)
+
+
+def _by_irreps(space: FilterSpace) -> bool:
+    """Whether the fields are regular, all elements move pixels onto pixels, and it pays."""
+    kinds = [rho for kind in (space.type_in, space.type_out) for rho, _ in kind.runs]
+    group = space.type_in.group
+    regular = all(rho == representations.regular(group) for rho in kinds)
+    return regular and group.on_grid and pays(group, space.size, space.type_out.count)
+
+
 def expand_bias(bias: Array, kind: FieldType) -> Array:
     """Spread one number for each trivial irrep over the channels it moves: f32[t] to f32[C].
 
@@ -210,6 +237,7 @@ def steerable_conv(
     bias: Array | None = None,
     strides: Pair = 1,
     padding: Pair = 0,
+    domain: str = "regular",
 ) -> Array:
     """Convolve a feature map with steerable filters.
 
@@ -219,16 +247,23 @@ def steerable_conv(
       space: which filters.
       bias: as in `expand_bias`, or None.
       strides, padding: one number, or one for rows and one for columns; zeros are padded.
+      domain: as in `gconv.group_conv`, for layers between regular fields of a group that maps the
+        grid onto itself; others are computed by channels.
 
     Returns:
       [B, H', W', C_out] in the dtype of x. The filter is made in f32.
 
     Raises:
-      ValueError: other channels than the input type has, or an image smaller than the kernel.
+      ValueError: other channels than the input type has, an image smaller than the kernel, or
+        another domain.
     """
     check_channels(space.type_in, x.shape[-1])
+    check_domain(domain)
 
     def own(x: Array, weights: Weights) -> Array:
+        if domain == "fourier" and _by_irreps(space):
+            kernel, group = first_filters(weights, space), space.type_in.group
+            return group_conv(x, kernel, group, None, strides, padding, space.dilation, domain)
         return convolve(x, expand(weights, space), strides, padding, space.dilation)
 
     y = spread.by_rows(own, x, weights)
@@ -238,7 +273,7 @@ def steerable_conv(
 class _Layer(nn.Module):
     """What the two layers share."""
 
-    def _convolve(self, x, space, use_bias, strides, padding, dtype):
+    def _convolve(self, x, space, use_bias, strides, padding, dtype, domain="regular"):
         check_channels(space.type_in, x.shape[-1])
         scales = initial_scales(space)
 
@@ -250,7 +285,7 @@ class _Layer(nn.Module):
         if use_bias:
             shape = (count_biases(space.type_out),)
             bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        return steerable_conv(x.astype(dtype), weights, space, bias, strides, padding)
+        return steerable_conv(x.astype(dtype), weights, space, bias, strides, padding, domain)
 
 
 class SteerableConv(_Layer):
@@ -304,6 +339,7 @@ class RegularConv(_Layer):
       lifting: the input is an image of trivial fields, not regular ones.
       antialias: convolve without the stride, and `blur_pool` with it.
       dtype: of the convolution.
+      domain: as in `steerable_conv`; the parameters are the same.
 
     Raises:
       ValueError: the input holds no whole number of fields, or as `steerable_conv`.
@@ -318,6 +354,7 @@ class RegularConv(_Layer):
     lifting: bool = False
     antialias: bool = False
     dtype: Any = jnp.float32
+    domain: str = "regular"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -334,7 +371,7 @@ class RegularConv(_Layer):
         )
         blur = self.antialias and self.stride != 1
         stride = 1 if blur else self.stride
-        x = self._convolve(x, space, False, stride, self.padding, self.dtype)
+        x = self._convolve(x, space, False, stride, self.padding, self.dtype, self.domain)
         return blur_pool(x, strides=self.stride) if blur else x
 
 

@@ -33,8 +33,10 @@ def recorder(
     Args:
       fn: images f32[B, H, W, C] -> an array, such as a bound `model.apply`.
       shape: [B, H, W, C] of the images.
-      keep: which names to record; None keeps all modules that put out [B, H', W', C'].
+      keep: which names to record; None keeps all modules that put out [B, H', W', C']. Where the
+        examples do not come first, as in the planes of `nn.fourier`, it is no map.
     """
+    maps: set[str] = set()  # by the first trace: a later batch may be as long as the planes
 
     def record(images: Array) -> tuple[list[str], list[Array]]:
         names: list[str] = []
@@ -44,6 +46,9 @@ def recorder(
             result = call(*args, **kwargs)
             name = "/".join(context.module.path)
             is_map = isinstance(result, jax.Array) and result.ndim == 4
+            if is_map and images.shape == shape and result.shape[0] == shape[0]:
+                maps.add(name)
+            is_map &= name in maps
             if context.method_name == "__call__" and name and is_map and (not keep or keep(name)):
                 names.append(name)
                 arrays.append(result)

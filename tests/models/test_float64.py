@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxequi.models import gresnet, mae, torchvision_resnet, vit
+from jaxequi.models import gresnet, mae, octic_vit, torchvision_resnet, vit
 
 SMALL = {"patch": 4, "width": 8, "depth": 1, "heads": 2}
 NETWORKS = {
     "gresnet": lambda **dtype: gresnet.make("p4resnet18", width=2, **dtype),
     "torchvision_resnet": lambda **dtype: torchvision_resnet.make("resnet18", width=4, **dtype),
     "vit, token": lambda **dtype: vit.make(**SMALL, **dtype),
+    "octic_vit": lambda **dtype: octic_vit.make(**SMALL | {"width": 32, "depth": 2}, **dtype),
+    "octic_vit, invariant": lambda **dtype: octic_vit.make(
+        **SMALL | {"width": 32}, symmetric=1, invariant=True, pool="mean", **dtype
+    ),
     "vit, mean": lambda **dtype: vit.make(**SMALL, pool="mean", **dtype),
 }
 

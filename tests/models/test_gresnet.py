@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxequi import probes
 from jaxequi.groups import planar
 from jaxequi.groups.planar import cyclic, dihedral
 from jaxequi.methods.supervised import Classifier
@@ -112,3 +113,40 @@ def test_refuses():
         count(rotmnist.make(pools=2), 10, 8)
     with pytest.raises(ValueError, match="unknown group 'q4'"):
         one_gconv.make("q4")
+
+
+def test_both_domains_learn_the_same():
+    # ten steps of gradient descent: the parameters are the same, and part by rounding alone
+    x = np.random.default_rng(0).normal(size=(4, 5, 5, 3))
+    nets = [
+        gresnet.GResNet(dihedral(4), (26, 26), (1, 1), head="coset_last", domain=domain)
+        for domain in ("regular", "fourier")
+    ]
+    shapes = jax.eval_shape(
+        lambda k: nets[0].init(k, jnp.asarray(x, "float32"), True), jax.random.key(0)
+    )
+    draw = np.random.default_rng(1)
+    state = jax.tree.map(lambda a: jnp.asarray(draw.normal(0.1, 0.1, a.shape), a.dtype), shapes)
+
+    def learned(net):
+        def loss(params):
+            y, _ = net.apply(state | {"params": params}, x, True, mutable="batch_stats")
+            return jnp.mean(jnp.square(y - jnp.arange(4)[:, None]))
+
+        def step(params, _):
+            value, slope = jax.value_and_grad(loss)(params)
+            return jax.tree.map(lambda p, d: p - 0.3 * d, params, slope), value
+
+        return jax.jit(lambda p: jax.lax.scan(step, p, length=10))(state["params"])
+
+    (regular, losses), (fourier, same) = (learned(net) for net in nets)
+    assert losses[-1] < 0.9 * losses[0]
+    np.testing.assert_allclose(same, losses, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(fourier), jax.tree.leaves(regular)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+    verdicts = [
+        str(probes.certify(lambda x, n=net: n.apply(state, x, False), (1, 8, 8, 3), dihedral(4)))
+        for net in nets
+    ]
+    assert verdicts[0] == verdicts[1]
+    assert "layer2_0" in verdicts[0]

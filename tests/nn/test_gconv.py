@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, cyclic, dihedral
-from jaxequi.nn.gconv import GroupConv, LiftingConv, filter_bank, group_conv
+from jaxequi.nn.gconv import DOMAINS, GroupConv, LiftingConv, filter_bank, group_conv, pays
 
 GROUPS = [Group(n, m) for n in (1, 2, 4) for m in (False, True)]
 
@@ -129,3 +131,70 @@ def test_refuses_kernels_that_do_not_fit_the_group():
         filter_bank(jnp.zeros((3, 3, 3, 1, 1)), cyclic(4))
     with pytest.raises(ValueError, match="filters take 8"):
         group_conv(jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 2, 1)), cyclic(4))
+
+
+@pytest.mark.parametrize(
+    ("group", "k", "fields", "geometry"),
+    [(dihedral(4), 3, 26, (2, 1, 1)), (cyclic(4), 3, 64, ((1, 2), 1, 1)), (cyclic(4), 1, 32, (2,))],
+    ids=lambda v: getattr(v, "name", str(v)),
+)
+def test_both_domains_give_the_same(group, k, fields, geometry):
+    rng = np.random.default_rng(2)
+    assert pays(group, k, fields)
+    x = rng.normal(size=(2, 5, 5, 3 * group.order))
+    kernel, bias = rng.normal(size=(k, k, group.order, 3, fields)), rng.normal(size=fields)
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def layer(x, kernel, bias, domain):
+        def conv(x, kernel, bias):
+            return group_conv(x, kernel, group, bias, *geometry, domain=domain)
+
+        y, pull = jax.vjp(conv, x, kernel, bias)
+        return y, *pull(jnp.sin(y))
+
+    with jax.enable_x64(True):
+        program = layer.lower(x, kernel, bias, "fourier").as_text()
+        assert "dot_general" in program
+        assert "stablehlo.convolution" not in program  # it runs irrep by irrep, not by channels
+        for a, b in zip(*(layer(x, kernel, bias, domain) for domain in DOMAINS)):
+            assert a.dtype == b.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+
+
+def test_few_fields_stay_channels():
+    assert not pays(dihedral(4), 3, 24)
+    assert not pays(dihedral(4), 1, 12)
+    assert not pays(Group(1), 1, 10_000)
+    x, kernel = jnp.zeros((1, 5, 5, 16)), jnp.zeros((3, 3, 8, 2, 2))
+
+    def lowered(domain):
+        layer = jax.jit(lambda x, w: group_conv(x, w, dihedral(4), padding=1, domain=domain))
+        return layer.lower(x, kernel).as_text()
+
+    assert lowered("fourier") == lowered("regular")
+    with pytest.raises(ValueError, match="Did you mean 'fourier'"):
+        group_conv(x, kernel, dihedral(4), domain="fourrier")
+    wide = jnp.zeros((3, 3, 8, 3, 32))
+    with pytest.raises(ValueError, match="16 channels and the filters take 24"):
+        group_conv(x, wide, dihedral(4), domain="fourier")
+
+
+def test_one_device_equals_eight_by_irreps():
+    group = dihedral(4)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(8, 5, 5, 8)).astype(np.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 8, 1, 25)).astype(np.float32))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    def gradient(kernel, x):
+        def loss(kernel):
+            return jnp.sum(jnp.sin(group_conv(x, kernel, group, domain="fourier")))
+
+        return jax.grad(loss)(kernel)
+
+    one = gradient(kernel, x)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        eight = gradient(kernel, split)
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5 * np.abs(one).max())

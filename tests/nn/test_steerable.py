@@ -12,8 +12,9 @@ import pytest
 from jaxequi.groups import planar, representations
 from jaxequi.groups.planar import cyclic, dihedral
 from jaxequi.groups.representations import FieldType, irrep, quotient, regular, trivial
+from jaxequi.models import steerable_resnet
 from jaxequi.nn import steerable
-from jaxequi.nn.gconv import GroupConv, LiftingConv
+from jaxequi.nn.gconv import GroupConv, LiftingConv, filter_bank
 from jaxequi.nn.norm import BatchNorm, InnerBatchNorm
 from jaxequi.nn.pool import blur_pool, coset_max, field_max
 from jaxequi.nn.steerable import FilterSpace, NormReLU, RegularConv, SteerableConv
@@ -245,3 +246,33 @@ def test_refuses(keys):
         SteerableConv(odd, FieldType(((trivial(c4), 1),)), 1).init(next(keys), x[..., :2])
     with pytest.raises(ValueError, match="sigma=0"):
         blur_pool(x, 0)
+
+
+@pytest.mark.parametrize(("group", "k", "fields"), [(dihedral(4), 3, 26), (cyclic(4), 1, 32)])
+def test_both_domains_give_the_same(group, k, fields):
+    layer = RegularConv(fields, k, stride=2, padding=k // 2, group=group)
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 3 * group.order)).astype(np.float32)
+    params = layer.init(jax.random.key(0), x)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def both(params, x, domain):
+        y, pull = jax.vjp(layer.clone(domain=domain).apply, params, x)
+        return y, *pull(jnp.sin(y))
+
+    assert "stablehlo.convolution" not in both.lower(params, x, "fourier").as_text()
+    found, expected = (jax.tree.leaves(both(params, x, d)) for d in ("fourier", "regular"))
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+    kinds = (FieldType(((regular(group), n),)) for n in (3, fields))
+    space = FilterSpace(*kinds, k)
+    weights = params["params"]
+    bank = filter_bank(steerable.first_filters(weights, space), group)
+    np.testing.assert_allclose(bank, steerable.expand(weights, space), atol=1e-6)
+
+
+def test_domains_are_refused_where_they_are_not():
+    with pytest.raises(ValueError, match="moves pixels onto pixels, which c8 does not"):
+        steerable_resnet.make("c8resnet18", domain="fourier")
+    with pytest.raises(ValueError, match="domain"):
+        steerable_resnet.make("d4resnet18", domain="planes")

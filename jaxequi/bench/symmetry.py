@@ -1,0 +1,183 @@
+"""What equivariance saves: layers in the basis of the irreps beside those of all channels.
+
+Two CPU cores that other programs keep busy (load 15), 2026-11-27, f32, medians in turn; first by
+the clock, then by the processor.
+
+- MLP of an octic block over that of a plain one, 8 x 196 tokens: C = 768 forward 0.48 and 0.48,
+  with gradient 0.35 and 0.36; C = 1024 0.39 and 0.38, with gradient 0.44 and 0.34. The products
+  alone take 0.21. The rest is memory: GELU, two transforms, slices, and a fifth of the forward pass
+  fetches fresh pages (where malloc keeps them it is 0.36 by the processor). Mapped over examples
+  the forward pass takes 0.32 and the gradient 0.39.
+- FLOPs of the hybrid ViT-H/14, as lowered: 207 of 338 GFLOPs, 0.613.
+- Convolutions over D4 of a ResNet-50, batch 8, with gradient, between maps that lie field by field
+  and element by element. One pixel: 0.29 to 0.73 and 0.27 to 0.70, the less the more fields. 3 x 3:
+  2.0 and 2.5 for 8 fields at 25 pixels, where patches cost more than they save; 0.77 and 0.91 for
+  16 at 13; 0.16 and 0.46 for 32 at 7; 0.28 and 0.33 for 64 at 4; 0.33 and 0.34 for 128 at 7.
+- In a layer of `nn.gconv`, whose channels are moved for it and back, by the processor: 3 x 3 over
+  D4 1.37 for 12 fields, 1.28 for 24, 0.57 for 32, 0.46 for 48; over C4 1.19 for 32, 0.62 for 64,
+  0.51 for 128; over D1 0.67 for 128. One pixel: D4 1.28 for 8, 0.59 for 16; C4 0.55 for 32. Hence
+  the numbers in `gconv.pays`.
+- Train steps by irreps over those by channels (`domain`): d4resnet50, batch 8, 97 pixels, 0.50 and
+  0.51; with `fast` 0.71 and 0.80, and 0.80 and 0.94 of the plain ResNet-50; p4mresnet44, batch 16,
+  32 pixels, 0.98 and 0.90; p4resnet44 1.02 and 0.99. They compile two to nine times as long.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxequi.bench.groups import alternate
+from jaxequi.groups.planar import dihedral
+from jaxequi.models import octic_vit, vit
+from jaxequi.nn import fourier, gconv, transformer
+from jaxequi.nn.conv import Window
+
+D4 = dihedral(4)
+
+
+class Shape(NamedTuple):
+    """A convolution: side of the kernel, of the image, and fields of D4 in and out."""
+
+    kernel: int
+    side: int
+    inputs: int
+    outputs: int
+
+
+# What a ResNet-50 over D4 of 64 to 2048 channels has in its four stages, at 97 pixels, and one of
+# four times its fields.
+RESNET50 = [
+    Shape(k, side, *(wide * n for n in fields))
+    for wide, sides in ((1, (25, 13, 7, 4)), (4, (7,)))
+    for stage, side in enumerate((25, 13, 7, 4))
+    if side in sides
+    for k, fields in (
+        (1, (32 << stage, 8 << stage)),
+        (3, (8 << stage, 8 << stage)),
+        (1, (8 << stage, 32 << stage)),
+    )
+]
+
+
+def run(
+    widths: tuple[int, ...] = (768, 1024),
+    tokens: int = 196,
+    batch_size: int = 8,
+    shapes: tuple[Shape, ...] = tuple(RESNET50),
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time layers in turn, plain and by irreps; medians of `repeats`.
+
+    Returns:
+      `mlp`: by width, of a transformer's two layers, forward and with its gradient: seconds of both
+      by the clock and ratios by the clock and by the processor. `vit_h14`: FLOPs of the hybrid
+      network over the plain one's, as lowered; nothing is compiled. `conv`: by shape, seconds with
+      the gradient of both, the ratios, and which is the faster one.
+    """
+    return {
+        "mlp": {f"C={width}": mlp(width, tokens, batch_size, repeats) for width in widths},
+        "vit_h14": vit_flops(),
+        "conv": {
+            "{}x{} {}px {}->{}".format(s.kernel, *s): conv(s, batch_size, repeats) for s in shapes
+        },
+    }
+
+
+def mlp(width: int, tokens: int, batch_size: int, repeats: int) -> dict[str, Any]:
+    """The MLP of a block of the octic transformer beside the plain one's."""
+    fields = width // D4.order
+    plain = transformer.MLP(4 * width), (batch_size, tokens, width)
+    octic = fourier.MLP(4 * fields, D4), (D4.order, batch_size, tokens, fields)
+    calls = {}
+    for gradient in (False, True):
+        calls[gradient] = [_layer(module, shape, gradient) for module, shape in (plain, octic)]
+    return {
+        name: _compared(calls[gradient], repeats)
+        for name, gradient in (("forward", False), ("gradient", True))
+    }
+
+
+def vit_flops() -> dict[str, float]:
+    """FLOPs of ViT-H/14 on one image of 224 pixels: plain, hybrid octic, and their ratio."""
+
+    def flops(network: nn.Module) -> float:
+        x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        params = jax.eval_shape(lambda k, x: network.init(k, x, False), jax.random.key(0), x)
+        lowered = jax.jit(lambda p, x: network.apply(p, x, False)).lower(params, x)
+        cost: Any = lowered.cost_analysis()
+        return cost["flops"]
+
+    plain, hybrid = flops(vit.make("huge")), flops(octic_vit.make("huge"))
+    return {"plain_gflops": plain / 1e9, "hybrid_gflops": hybrid / 1e9, "ratio": hybrid / plain}
+
+
+def conv(shape: Shape, batch_size: int, repeats: int) -> dict[str, Any]:
+    """A convolution over D4 with its gradient: as `gconv` has it, and by irreps."""
+    k, side, inputs, outputs = shape
+    window = Window(1, (k // 2, k // 2))
+
+    def regular(x: Any, kernel: Any) -> Any:
+        return gconv.group_conv(x, kernel, D4, padding=k // 2)
+
+    def by_irreps(x: Any, kernel: Any) -> Any:
+        return fourier.inverse(fourier.conv(x, kernel, D4, window, window), D4)
+
+    pairs = [
+        (regular, (batch_size, side, side, inputs * 8), (k, k, 8, inputs, outputs)),
+        (by_irreps, (8, batch_size, side, side, inputs), (8, k, k, inputs, outputs)),
+    ]
+    calls = [
+        _compiled(_with_gradient(function), _normal(x), _normal(kernel))
+        for function, x, kernel in pairs
+    ]
+    found = _compared(calls, repeats)
+    return found | {"faster": "irreps" if found["processor_ratio"] < 1 else "channels"}
+
+
+def _layer(module: nn.Module, shape: tuple[int, ...], gradient: bool) -> Callable[[], None]:
+    x = _normal(shape)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda a: _normal(a.shape) / a.shape[-1] ** 0.5, shapes)
+
+    def layer(params: Any, x: Any) -> Any:
+        return module.apply(params, x)
+
+    return _compiled(_with_gradient(layer) if gradient else layer, params, x)
+
+
+def _with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*arguments: Any) -> Any:
+        y, pull = jax.vjp(function, *arguments)
+        return y, pull(y)
+
+    return both
+
+
+def _normal(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
+    program = jax.jit(function).lower(*arguments).compile()
+
+    def call() -> None:
+        jax.block_until_ready(program(*arguments))
+
+    return call
+
+
+def _compared(calls: list[Callable[[], None]], repeats: int) -> dict[str, Any]:
+    plain, irreps = alternate(calls, repeats, statistics.median)
+    return {
+        "plain_seconds": plain[0],
+        "irreps_seconds": irreps[0],
+        "ratio": irreps[0] / plain[0],
+        "processor_ratio": irreps[1] / plain[1],
+    }
