@@ -36,7 +36,7 @@ penalty either: what is left are the masked directions, scaled.
                                           top-1         far           misled
     scratch                               18.2 ± 0.2    9.4 ± 0.5     49.5 ± 0.6
     finetune                              22.7 ± 0.5    13.2 ± 0.4    36.9 ± 1.5
-    finetune_randaug                      17.0 ± 0.2    6.3 ± 0.2     45.8 ± 2.7   (2 seeds)
+    finetune_randaug                      16.9 ± 0.2    6.3 ± 0.1     45.6 ± 1.9
     eqinv                                 26.1 ± 2.1    16.8 ± 1.5    34.3 ± 0.9
     eqinv_randaug                         22.1 ± 1.7    12.1 ± 0.5    40.9 ± 1.3
     eqinv without penalty                 26.3 ± 1.5    17.1 ± 1.3    33.8 ± 1.2
