@@ -307,8 +307,9 @@ def facts(run: table.Run, arrays: Mapping[str, np.ndarray] | None) -> list[tuple
         more = f" and {len(names_) - 10} more" if len(names_) > 10 else ""
         told.append(("classes", f"{len(names_)}: {', '.join(names_[:10])}{more}"))
     epochs = f", {last['epoch']:.4g} epochs" if "epoch" in last else ""
-    told.append(("steps", f"{last['step']} of {config['batch_size']} examples{epochs}"))
-    told.append(("seed", str(config["seed"])))
+    of = f" of {config['batch_size']} examples" if "batch_size" in config else ""
+    told.append(("steps", f"{last['step']}{of}{epochs}"))
+    told.append(("seed", str(config.get("seed"))))
     origin = provenance.read(run.folder)
     names_of = ("command", "commit", "date", "devices")
     told += [(name, str(origin[name])) for name in names_of if origin.get(name)]
