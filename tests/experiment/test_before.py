@@ -135,13 +135,13 @@ def test_the_report_shows_the_runs_beside(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config if name == "." else {}))
     page = report.write(tmp_path).read_text()
     head, *rows = re.findall("<tr>(.*?)</tr>", page.partition("<h2>Comparison</h2>")[2])[:3]
-    assert re.findall("<td>(.*?)</td>", head) == [
+    assert re.findall("<th.*?>(.*?)</th>", head) == [
         "run",
         "top-1",
         "test top-1",
         "test top-1 at best",
     ]
-    assert [re.findall("<td>(.*?)</td>", row) for row in rows] == [
+    assert [re.findall("<t[hd].*?>(.*?)</t", row) for row in rows] == [
         ["scratch", "0.200", "0.300", "0.300"],
         ["this run", "0.300", "0.400", "0.600"],
     ]
