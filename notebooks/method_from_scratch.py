@@ -118,6 +118,7 @@ config.evals = {"knn": common.knn(20), "rank": {}}
 config.eval_every_steps = 44
 if FAST:
     config.backbone.width, config.total_epochs = 8, 6
+    config.mesh.data = 1  # device
     config.backbone.zero_init_residual = False  # a short run has no time to grow its branches
 job = experiment.build(config)
 

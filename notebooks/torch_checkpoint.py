@@ -105,7 +105,7 @@ config.init_from = str(runs / "resnet18")
 config.train.source, config.val.source = "digits(split='train')", "digits(split='test')"
 for part in (config.train, config.val):
     part.views, part.augment = ("decode|resize((32, 32))",), ("normalise('imagenet')",)
-config.total_epochs = 30
+config.total_epochs, config.mesh.data = 30, 1
 with contextlib.redirect_stdout(io.StringIO()):
     loop.run(experiment.build(config), runs / "linear")
 judged = log.read_metrics(runs / "linear")[-1]
