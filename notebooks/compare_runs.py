@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+import jaxequi
 from configs import common, simsiam, supervised
 from jaxequi import experiment
 from jaxequi.data import transforms
-from jaxequi.experiment import trained
 from jaxequi.runs import report, table
 from jaxequi.train import log, loop
 
@@ -99,16 +99,16 @@ print(f"\n{page.name}, with its figures in it: {page.stat().st_size:,} bytes")
 # %% [markdown]
 # ## The network
 #
-# `trained.load` gives the network back with its values. Here it encodes held-out digits, as the run
+# `jaxequi.load` gives the network back with its values. Here it encodes held-out digits, as the run
 # did at its end: the run kept those features, and they are the same to rounding.
 
 # %%
-network = trained.load(folders["supervised-0"])
+network = jaxequi.load(folders["supervised-0"])
 shown = experiment.make_set(network.config, "val")
 transform, random = transforms.make(network.config.val.views), np.random.default_rng(0)
 records = shown.source.read(range(64), np.zeros((64, 1), int))
-pictures = np.stack([transform(record, random)["views"] for record in records])
-views = shown.augment(jax.random.key(0), {"views": pictures})["views"]
+images = np.stack([transform(record, random)["views"] for record in records])
+views = shown.augment(jax.random.key(0), {"views": images})["views"]
 encoded = jax.jit(network.encode)(network.params, network.extra, views)["representation"]
 
 kept = dict(np.load(folders["supervised-0"] / "features_val.npz"))

@@ -23,7 +23,7 @@ from jaxequi import experiment
 from jaxequi.evals import context
 from jaxequi.experiment import before
 from jaxequi.nn import mask as masks
-from jaxequi.runs import environments as pictures
+from jaxequi.runs import environments as plots
 from jaxequi.runs import table
 from jaxequi.train import checkpoint, loop
 from jaxequi.train.workdir import CHECKPOINTS
@@ -93,7 +93,7 @@ assigned = extra[OWN]["environments"]
 given = config.train.source.to_dict()
 given["source"]["image_size"] = 64  # the same objects, for the eye
 source = experiment.make_source(given)
-figure = pictures.images(assigned, source, ("decode",))
+figure = plots.images(assigned, source, ("decode",))
 figure.suptitle("images of a class, and of its two environments")
 figure
 
@@ -132,7 +132,7 @@ figure
 # %%
 held_out = dict(np.load(folders["eqinv"] / "features_testgt.npz"))
 values = np.asarray(masks.activate(jnp.asarray(params["mask"]["values"]), "sigmoid"))
-figure = pictures.kept(values, held_out)
+figure = plots.kept(values, held_out)
 figure.suptitle("each dot is a feature")
 figure
 
@@ -146,7 +146,7 @@ figure
 judged = {
     name: dict(np.load(folders[name] / "features_testgt.npz")) for name in ("finetune", "eqinv")
 }
-figure = pictures.by_shift(judged)
+figure = plots.by_shift(judged)
 figure.axes[0].set_title("held-out accuracy by the shift of the context")
 figure
 

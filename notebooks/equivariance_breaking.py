@@ -14,7 +14,7 @@ import numpy as np
 from jaxequi.data.sources import drawing
 from jaxequi.groups.planar import cyclic
 from jaxequi.models.gresnet import GResNet
-from jaxequi.probes import equivariance, exactness, pictures
+from jaxequi.probes import equivariance, exactness, plots
 
 group = cyclic(4)
 network = GResNet(group, widths=(4, 4, 4), blocks=(1, 1, 1), head="coset_first")
@@ -36,7 +36,7 @@ for size in (32, 33):
 
 
 # %%
-def picture(size):
+def image(size):
     grey = drawing.draw(size).astype(np.float32) / 43
     return np.repeat(grey[..., None], 3, -1)
 
@@ -50,31 +50,31 @@ def encode(images):
 
 
 measured = {
-    f"{size} pixels": equivariance.measure(encode, picture(size)[None], group) for size in (32, 33)
+    f"{size} pixels": equivariance.measure(encode, image(size)[None], group) for size in (32, 33)
 }
 for label, errors in measured.items():
     print(
         f"{label}: first broken layer {errors.first_above()}, "
         f"output changes by {errors.relative[-1].max():.1e}"
     )
-figure = pictures.error_curves(measured)
+figure = plots.error_curves(measured)
 figure.suptitle("equivariance error of each layer, the worst of the turns")
 figure
 
 # %% [markdown]
-# ## The picture
+# ## The maps
 #
 # Top: the map of the image, then turned. Middle: the map of the turned image. Bottom: their gap,
 # which appears with the first stride that misses its grid.
 
 # %%
 blocks = ("layer1_0", "layer2_0", "layer3_0")
-figure = pictures.feature_maps(encode, picture(32), group, keep=blocks.__contains__)
+figure = plots.feature_maps(encode, image(32), group, keep=blocks.__contains__)
 figure.suptitle("maps of a turned image, at 32 pixels")
 figure
 
 # %%
-figure = pictures.feature_maps(encode, picture(33), group, keep=blocks.__contains__)
+figure = plots.feature_maps(encode, image(33), group, keep=blocks.__contains__)
 figure.suptitle("maps of a turned image, at 33 pixels")
 figure
 
@@ -116,6 +116,6 @@ for size in (31, 32, 33):
     pair = jnp.asarray(np.stack([drawn, np.rot90(drawn)]))[..., None]
     losses[f"{size} pixels"] = np.asarray(train(pair))
     print(size, "pixels: final loss", losses[f"{size} pixels"][-1])
-figure = pictures.unlearning(losses)
+figure = plots.unlearning(losses)
 figure.suptitle("telling a drawing from its quarter turn")
 figure

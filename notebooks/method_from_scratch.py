@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+import jaxequi
 from configs import common
 from jaxequi import experiment
 from jaxequi.evals import knn
-from jaxequi.experiment import trained
 from jaxequi.nn.heads import Projector
 from jaxequi.train import log, loop
 from jaxequi.types import Method, Output, collections
@@ -168,7 +168,7 @@ figure
 # should be the identity; the diagonal is there, and beside it a minute of training has left much.
 
 # %%
-network = trained.load(runs / "barlow_twins")
+network = jaxequi.load(runs / "barlow_twins")
 z = jax.jit(network.encode)(network.params, network.extra, views)["embedding"]
 c = np.asarray(correlations(z[:, 0], z[:, 1]))
 figure = Figure(figsize=(5.4, 4.4), layout="constrained")

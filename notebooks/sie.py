@@ -22,7 +22,7 @@ from jaxequi import experiment
 from jaxequi.evals import retrieval
 from jaxequi.groups import quaternions, relation
 from jaxequi.objectives.regression import POOLED_R2_FLOOR
-from jaxequi.runs import comparison_figures as pictures
+from jaxequi.runs import comparison_figures as plots
 from jaxequi.train import log, loop
 
 FAST = True
@@ -53,7 +53,7 @@ if FAST:
 
 
 def large(part):
-    """The source of a set, with pictures to be looked at: the network sees smaller ones."""
+    """The source of a set, with images to be looked at: the network sees smaller ones."""
     return experiment.make_source({**part.source, "image_size": 64})
 
 
@@ -108,13 +108,13 @@ asked.checkpoint = str(runs / "sie")
 asked.mesh = config.mesh
 asked.evals = {"retrieval": {}}
 found = train(asked, "predictor")[-1]
-predictor = pictures.predictor(runs / "sie")
+predictor = plots.predictor(runs / "sie")
 predictor = dataclasses.replace(predictor, source=large(config.val), pipes=("decode",))
 views = predictor.views["embedding"].shape[1]
 guess = retrieval.scores(np.arange(1, views + 1))
 for name in ("mrr", "hit@1", "hit@5"):
     print(f"{name:<6} {found[f'val/retrieval/{name}']:.2f}   (guessing: {guess[name]:.2f})")
-figure = pictures.ranks({"SIE": predictor})
+figure = plots.ranks({"SIE": predictor})
 figure.suptitle("rank of the view asked for among the 50 views of its object")
 figure
 
@@ -122,14 +122,14 @@ figure
 # Some questions, and the nearest of all held-out views:
 
 # %%
-pictures.found("SIE", predictor)
+plots.found("SIE", predictor)
 
 # %% [markdown]
 # And a sweep: the predictor turns view 0 about each axis, and the nearest view of the object is
 # shown. A good one turns the object from left to right.
 
 # %%
-pictures.sweep("SIE", predictor)
+plots.sweep("SIE", predictor)
 
 # %% [markdown]
 # How the family compares, with numbers, is

@@ -2,7 +2,7 @@
 # # Groups and steerable filters one can see
 #
 # A group is a table, a field is a rule by which channels move, and a steerable filter is one that
-# keeps the rule. Each of them is a picture here. Half a minute on a CPU.
+# keeps the rule. Each of them is a figure here. Half a minute on a CPU.
 
 # %%
 import jax
@@ -14,10 +14,10 @@ from jaxequi.data.sources import drawing
 from jaxequi.groups import kernels, planar, representations
 from jaxequi.groups.representations import FieldType
 from jaxequi.nn.steerable import FilterSpace, RegularConv, steerable_conv
-from jaxequi.probes import check, pictures
+from jaxequi.probes import check, plots
 
-picture = drawing.draw(65).astype(np.float32)
-picture = (picture - picture.min()) / np.ptp(picture)
+flag = drawing.draw(65).astype(np.float32)
+flag = (flag - flag.min()) / np.ptp(flag)
 
 
 def bare(axes):
@@ -37,7 +37,7 @@ figure = Figure(figsize=(7.2, 4.1), layout="constrained")
 figure.suptitle("the eight elements of D4")
 axes = figure.subplots(2, 4)
 for element, axis in enumerate(axes.flat):
-    axis.imshow(planar.act(d4, element, picture, (0, 1)), cmap="Greys")
+    axis.imshow(planar.act(d4, element, flag, (0, 1)), cmap="Greys")
     axis.set_title(f"{element}: {d4.labels[element]}", fontsize=9)
 bare(axes)
 figure
@@ -115,9 +115,9 @@ def show(axis, pixels, title, every=3):
 
 figure = Figure(figsize=(7.6, 4.1), layout="constrained")
 left, right = figure.subplots(1, 2)
-show(left, picture, "an image, and its vector field")
+show(left, flag, "an image, and its vector field")
 turn = d8.labels.index("turn 45")  # the same element in c8
-show(right, planar.transform(d8, turn, picture, (0, 1)), "the image turned by 45 degrees")
+show(right, planar.transform(d8, turn, flag, (0, 1)), "the image turned by 45 degrees")
 bare([left, right])
 figure
 
@@ -127,8 +127,8 @@ figure
 
 # %%
 fields = gradient.type_out
-before = representations.act(fields, turn, arrows(picture))
-after = arrows(planar.transform(d8, turn, picture, (0, 1)))
+before = representations.act(fields, turn, arrows(flag))
+after = arrows(planar.transform(d8, turn, flag, (0, 1)))
 side = np.linspace(-1, 1, len(after))
 disc = np.hypot(*np.meshgrid(side, side)) < 0.9
 gap = np.abs(before - after)[disc].mean() / np.abs(after)[disc].mean()
@@ -144,10 +144,8 @@ print(f"turn, then arrows, and arrows, then turn, differ by {gap:.1%}")
 layer = RegularConv(features=2, kernel_size=7, padding=3, group=c8, lifting=True)
 variables = layer.init(jax.random.key(1), jnp.zeros((1, 65, 65, 1)))
 side = np.linspace(-1, 1, 65)
-round_picture = picture * (np.hypot(*np.meshgrid(side, side)) < 0.95)
-figure = pictures.feature_maps(
-    lambda x: layer.apply(variables, x), round_picture[..., None], c8, turn
-)
+inside = flag * (np.hypot(*np.meshgrid(side, side)) < 0.95)
+figure = plots.feature_maps(lambda x: layer.apply(variables, x), inside[..., None], c8, turn)
 figure.set_size_inches(5.4, 6.4)
 figure.suptitle("a steerable layer over C8, and a turn by 45 degrees")
 figure
@@ -166,7 +164,7 @@ for axis, (name, group) in zip(figure.subplots(1, 2, sharey=True), names.items()
     values = one.init(jax.random.key(0), jnp.zeros((1, 65, 65, 1)))
     errors = check(
         lambda x, one=one, values=values: one.apply(values, x),
-        round_picture[None, ..., None],
+        inside[None, ..., None],
         group,
     )
     worst[name] = errors.relative[-1]

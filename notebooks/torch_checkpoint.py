@@ -122,7 +122,7 @@ for name, metric in {
 # near a digit in the representation.
 
 # %%
-pictures = digits.make("test")
+source = digits.make("test")
 kept = np.load(runs / "linear" / "features_val.npz")
 rows = kept["representation"][:, 0]
 rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
@@ -132,7 +132,7 @@ nearest = np.argsort(-rows[asked,] @ rows.T, axis=1)[:, :7]  # the first is the 
 figure = Figure(figsize=(7.2, 4.6), layout="constrained")
 figure.suptitle("held-out digits, and their nearest neighbours (red: of another class)")
 for line, near in zip(figure.subplots(len(asked), nearest.shape[1]), nearest):
-    records = pictures.read(near, np.zeros((len(near), 1), int))
+    records = source.read(near, np.zeros((len(near), 1), int))
     for place, (axis, record) in enumerate(zip(line, records)):
         axis.imshow(np.asarray(record["image"][0]), cmap="Greys_r")
         wrong = record["label"] != records[0]["label"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -49,6 +50,14 @@ def figures(shown):
 @pytest.mark.parametrize("script", make.scripts(), ids=lambda file: file.stem)
 def test_notebooks_are_made_from_their_scripts(script):
     assert script.with_suffix(".ipynb").read_text() == make.notebook(script)
+
+
+@pytest.mark.parametrize("script", make.scripts(), ids=lambda file: file.stem)
+def test_links_lead_somewhere_and_a_page_names_the_notebook(script):
+    for link in re.findall(r"\]\(([^)\s#]+)", script.read_text()):
+        assert (NOTEBOOKS / link).exists(), link
+    page = (NOTEBOOKS.parent / "docs/notebooks.md").read_text()
+    assert f"](../notebooks/{script.stem}.ipynb)" in page
 
 
 def test_every_notebook_has_a_script_and_runs_here():
