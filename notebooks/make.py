@@ -33,6 +33,7 @@ if importlib.util.find_spec("jaxequi") is None:
 import jaxequi
 
 sys.path.insert(0, str(pathlib.Path(jaxequi.__file__).parents[1]))  # where configs/ lies
+%matplotlib inline
 """
 
 

@@ -28,6 +28,7 @@ def run(name):
     left, shown = {}, []
     for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
         lines = "".join(cell["source"]).rstrip().split("\n")
+        lines = [line for line in lines if line != "%matplotlib inline"]  # of Jupyter
         place = f"{name}, code cell {number}"
         try:  # a last line that is an expression is what the notebook shows
             last = compile(lines[-1], place, "eval")
