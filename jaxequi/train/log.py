@@ -144,7 +144,11 @@ class RunLog:
         """
         self.show, self.total_steps = tuple(show), total_steps
         self.first = jax.process_index() == 0
-        self.console = rich.console.Console(quiet=not self.first, highlight=False)
+        self.console = rich.console.Console(
+            quiet=not self.first,
+            highlight=False,
+            force_jupyter=False,  # plain lines there, too, which a notebook can redirect
+        )
         self.started, self.started_step = time.monotonic(), start_step
         self.bar: rich.progress.Progress | None = None
         self.written = -1  # the last step

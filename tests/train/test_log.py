@@ -49,6 +49,14 @@ def test_metrics_beyond_the_start_are_taken_back(tmp_path):
     ]
 
 
+def test_a_notebook_gets_lines_of_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    told = log.RunLog(tmp_path, start_step=0, total_steps=2)
+    told.say("hello")
+    told.close()
+    assert capsys.readouterr().out == "hello\n"
+
+
 def test_events_can_be_read_by_tensorboard(tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
