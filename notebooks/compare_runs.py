@@ -50,7 +50,8 @@ folders = {folder.name: folder for folder in sorted(runs.iterdir())}
 # ## The folder
 #
 # `config.json` is the whole config as it ran, so that the same run can be started again;
-# `metrics.jsonl` has one line a logged step. Both are plain JSON, for whatever reads them.
+# `about.json` says by which command, at which commit and on what; `metrics.jsonl` has one line a
+# logged step. All of them are plain JSON, for whatever reads them.
 
 # %%
 for file in sorted(folders["simsiam"].iterdir()):

@@ -153,7 +153,7 @@ figure
 # %%
 cells = table.beside({name: table.read(folders[name]) for name in judged})
 for line in cells:
-    print("".join(f"{cell:<18}" for cell in line))
+    print("".join(f"{cell:<20}" for cell in line))
 
 # %% [markdown]
 # A run this short shows the parts at work, and settles nothing. What was measured with the whole
