@@ -92,20 +92,31 @@ def _axis(name: str, sets: Collection[str]) -> tuple[str, str]:
 
 
 def curve_figure(axis_name: str, curves: Sequence[Curve]) -> Figure:
-    """Draw the curves of one axis."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    """Draw the curves of one axis; of one kind in one colour, dashed where it is of training."""
+    lines = -(-len(curves) // 2) if len(curves) > 1 else 0
+    figure = Figure(figsize=(5.4, 3.6 + 0.2 * lines), layout="constrained")
     axis = figure.subplots()
+    colours: dict[str, str] = {}
+    held_out = any(not curve.label.startswith("train") for curve in curves)
     for curve in curves:
-        style = "o-" if len(curve.steps) < 8 else "-"
-        axis.plot(curve.steps, curve.values, style, ms=4, label=curve.label)
+        where, _, kind = curve.label.partition(" ")
+        axis.plot(
+            curve.steps,
+            curve.values,
+            "--" if where == "train" and held_out else "-",
+            marker="o" if len(curve.steps) < 8 else None,
+            ms=4,
+            color=colours.setdefault(kind or where, f"C{len(colours)}"),
+            label=curve.label,
+        )
     if axis_name == "r2":
         axis.axhline(POOLED_R2_FLOOR, color="grey", ls=":", lw=1)
         axis.set_ylim(-0.1, 1)
     axis.set_title(axis_name, fontsize=12, parse_math=False)
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
-    if len(curves) > 1:
-        axis.legend(fontsize=8)
+    if lines:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # it hides no curve
     return figure
 
 
