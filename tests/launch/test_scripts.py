@@ -58,7 +58,7 @@ def call(tmp_path):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,  # many short programs, on a busy machine
         )
         lines = (tmp_path / "calls").read_text().splitlines()
         assert not list(tmp_path.rglob("oops"))

@@ -11,6 +11,7 @@ from jaxequi import names
 
 TINY = {
     "gresnet": {"architecture": "p4mresnet18", "width": 2},
+    "octic_vit": {"patch": 8, "width": 32, "depth": 2, "heads": 2},
     "one_gconv": {},
     "resnet": {"architecture": "resnet10", "width": 4, "stem": "small"},
     "rotmnist": {"planes": 2},
