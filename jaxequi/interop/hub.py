@@ -9,7 +9,7 @@ from typing import Any
 from jaxequi.errors import Refusal
 
 
-def library() -> Any:
+def package() -> Any:
     """Import the package.
 
     Raises:
@@ -34,7 +34,7 @@ def upload(folder: pathlib.Path, files: Sequence[str], repository: str, private:
     Raises:
       ValueError: no huggingface_hub, a name that the hub does not take, or what the hub answered.
     """
-    hub = library()
+    hub = package()
     try:
         api = hub.HfApi(library_name="jaxequi")
         made = api.create_repo(repository, exist_ok=True, private=private)

@@ -392,7 +392,7 @@ def main(argv: list[str]) -> int:
         print(f"{_WORKDIR.value}: step {step} of {folder}")
         return 0
     if _PUSH.value:
-        hub.library()
+        hub.package()
     made = save_pretrained(
         folder,
         output,

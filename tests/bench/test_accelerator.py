@@ -25,9 +25,10 @@ def test_every_step(monkeypatch):
         assert one["flops"] > 1e6
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is no part of the project"
-)
+NO_TORCH = importlib.util.find_spec("torch") is None
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch, up to 5 GB, is an extra: pip '.[torch]'")
 def test_torch_takes_the_same_steps():
     found = _torch.run(dict.fromkeys(_torch.STEPS, 2), dict.fromkeys(_torch.STEPS, 32), 1)
     for name in _torch.STEPS:
