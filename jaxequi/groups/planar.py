@@ -136,6 +136,16 @@ def check_on_grid(group: Group) -> None:
         )
 
 
+def check_kernel(group: Group, size: int) -> None:
+    """Refuse a square kernel of so many taps a side that the group does not map onto itself."""
+    check_on_grid(group)
+    if group.mirrors and size % 2 == 0:
+        raise Refusal(
+            f"a kernel of size {size} has no central row that a mirror of {group.name} could keep. "
+            "Take an odd size, or a group without mirrors."
+        )
+
+
 def act(group: Group, element: int, image: Any, axes: tuple[int, int] = (-3, -2)) -> Any:
     """Move an image by one element: mirror left and right, then turn counter-clockwise.
 

@@ -216,8 +216,7 @@ def plain(network: OcticViT, params: PyTree, rows: int, columns: int) -> tuple[V
 
     def moved(table: Array) -> Array:
         """[H, W, ..., F] to [H, W, ..., F G]."""
-        elements = fourier.inverse(fourier.lift(table, group), group)
-        return jnp.moveaxis(elements, 0, -1).reshape(*table.shape[:-1], -1)
+        return fourier.synthesise(fourier.lift(table, group), group)
 
     def written_out(layer: dict[str, Any]) -> dict[str, Any]:
         if "kernel" not in layer:  # a norm, or a part with layers of its own

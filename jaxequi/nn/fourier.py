@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,6 +28,7 @@ from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.fourier import planes
 from jaxequi.groups.planar import Group
+from jaxequi.nn import transformer
 from jaxequi.nn.conv import Window
 from jaxequi.nn.norm import at_least_f32
 from jaxequi.types import Array
@@ -68,9 +68,17 @@ def analyse(x: Array, group: Group) -> Array:
     Raises:
       ValueError: the channels are no whole number of fields.
     """
+    return transform(elements(x, group), group)
+
+
+def elements(x: Array, group: Group) -> Array:
+    """Channels [..., C G] of regular fields as the fields [G, ..., C] over the elements.
+
+    Raises:
+      ValueError: the channels are no whole number of fields.
+    """
     fields = planar.fields(group, x.shape[-1])
-    elements = jnp.moveaxis(x.reshape(*x.shape[:-1], fields, group.order), -1, 0)
-    return transform(elements, group)
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], fields, group.order), -1, 0)
 
 
 def synthesise(x: Array, group: Group) -> Array:
@@ -152,8 +160,8 @@ def realigned(kernel: Array, group: Group) -> Array:
     With taps realigned for each element a convolution is a map over the group: the output at s
     reads w[u](a) at s a = t b, where t = s u and b = u^-1 a.
     """
-    elements = [kernel[..., u, :, :] for u in range(group.order)]
-    moved = [planar.act(group, int(group.inverse[u]), w, (0, 1)) for u, w in enumerate(elements)]
+    slices = [kernel[..., u, :, :] for u in range(group.order)]
+    moved = [planar.act(group, int(group.inverse[u]), w, (0, 1)) for u, w in enumerate(slices)]
     return transform(jnp.stack(moved), group)
 
 
@@ -178,12 +186,7 @@ def patches(fields: Array, k: int, group: Group, rows: Window, columns: Window) 
     Raises:
       ValueError: an even kernel and mirrors, or another group.
     """
-    planar.check_on_grid(group)
-    if group.mirrors and k % 2 == 0:
-        raise Refusal(
-            f"a kernel of size {k} has no central row that a mirror of {group.name} could keep. "
-            "Take an odd size, or a group without mirrors."
-        )
+    planar.check_kernel(group, k)
     if k == 1:
         s, t = rows.stride, columns.stride
         padded = jnp.pad(fields, ((0, 0), (0, 0), rows.padding, columns.padding, (0, 0)))
@@ -232,7 +235,7 @@ def conv(
 
 
 def lift(image: Array, group: Group) -> Array:
-    """The planes [G, H, W, ...] of the fields f[s] = s image, of a image [H, W, ...].
+    """The planes [G, H, W, ...] of the fields f[s] = s image, of an image [H, W, ...].
 
     So become a kernel on plain images, and a table of positions, equivariant.
 
@@ -406,22 +409,13 @@ class PatchEmbed(nn.Module):
         bound = math.sqrt(6 / (values + self.group.order * self.features))
         kernel = self.param(
             "kernel",
-            _uniform(bound),
+            transformer.uniform(bound),
             (self.size, self.size, channels, self.features),
             jnp.float32,
         )
-        init = _uniform(values**-0.5)
+        init = transformer.uniform(values**-0.5)
         bias = self.param("bias", init, (self.features,), jnp.float32)
         return embed(patches.astype(self.dtype), kernel, self.group, bias)
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-    """U(-bound, bound)."""
-
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 class Attention(nn.Module):

@@ -62,12 +62,7 @@ def bank_index(group: Group, size: int, slices: int) -> np.ndarray:
     Raises:
       ValueError: N is not 1, 2 or 4; an even k with mirrors; T neither 1 nor G.
     """
-    planar.check_on_grid(group)
-    if group.mirrors and size % 2 == 0:
-        raise Refusal(
-            f"a kernel of size {size} has no central row that a mirror of {group.name} could keep. "
-            "Take an odd size, or a group without mirrors."
-        )
+    planar.check_kernel(group, size)
     if slices not in (1, group.order):
         raise Refusal(
             f"the parameter holds {slices} slices; {group.name} takes 1 (plain images) or "
@@ -135,14 +130,12 @@ def group_conv(
     check_domain(domain)
 
     def by_channels(x: Array, kernel: Array) -> Array:
-        return _convolve(x, filter_bank(kernel, group), strides, padding, dilation)
+        return _convolve(x, filter_bank(kernel, group), group, strides, padding, dilation)
 
     def by_irreps(x: Array, kernel: Array) -> Array:
-        fields = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, group.order), -1, 0)
-        rows, columns = _windows(strides, padding, dilation)
-        y = fourier.conv(fields, fourier.realigned(kernel, group), group, rows, columns)
-        y = fourier.inverse(y, group)
-        return jnp.moveaxis(y, 0, -1).reshape(*y.shape[1:-1], -1)
+        fields, taps = fourier.elements(x, group), fourier.realigned(kernel, group)
+        windows = _windows(strides, padding, dilation)
+        return fourier.synthesise(fourier.conv(fields, taps, group, *windows), group)
 
     size, _, slices, _, outputs = kernel.shape
     chosen = domain == "fourier" and slices > 1 and pays(group, size, outputs)
@@ -211,7 +204,7 @@ def separable_group_conv(
         # the zeros of the padding come after the mixing, which has no bias: the borders agree
         mixed = group_conv(x, factors[1], group, domain=domain)
         bank = filter_bank(factors[0], group)
-        return _convolve(mixed, bank, strides, padding, dilation, groups=mixed.shape[-1])
+        return _convolve(mixed, bank, group, strides, padding, dilation, mixed.shape[-1])
 
     return _with_bias(spread.by_rows(own, x, (depthwise, pointwise)), group, bias)
 
@@ -223,15 +216,16 @@ def _with_bias(y: Array, group: Group, bias: Array | None) -> Array:
 def _convolve(
     x: Array,
     bank: Array,
-    strides: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
+    group: Group,
+    strides: Pair,
+    padding: Pair,
+    dilation: Pair,
     groups: int = 1,
 ) -> Array:
     if x.shape[-1] != groups * bank.shape[-2]:
         raise Refusal(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
-            f"A layer between feature maps of a group takes its order for each field."
+            f"A layer between feature maps of {group.name} takes {group.order} for each field."
         )
     return convolve(x, bank, strides, padding, dilation, groups)
 

@@ -136,18 +136,20 @@ class PatchEmbed(nn.Module):
         shape = (self.size, self.size, values // self.size**2, self.features)
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2))
         kernel = self.param("kernel", init, shape, jnp.float32)
-        bias = self.param("bias", _torch_bias(values), (self.features,), jnp.float32)
+        bias = self.param("bias", uniform(values**-0.5), (self.features,), jnp.float32)
         kernel = kernel.reshape(values, -1).astype(self.dtype)
         return each_token(
             lambda rows: rows @ kernel + bias.astype(self.dtype), patches.astype(self.dtype)
         )
 
 
-def _torch_bias(fan_in: int) -> nn.initializers.Initializer:
-    def uniform(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """U(-bound, bound); with 1 / sqrt(fan in) torch's default for a bias."""
 
-    return uniform
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class Attention(nn.Module):
