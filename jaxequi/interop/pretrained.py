@@ -221,7 +221,7 @@ def timm_model(config: ml_collections.ConfigDict, variables: PyTree) -> dict[str
     if {*variables["params"]} not in ({"backbone"}, {"backbone", "classifier"}):
         return {}
     module: Any = networks.module(config)
-    if isinstance(module, vit.ViT):
+    if type(module) is vit.ViT:  # and none of those made of it, such as `octic_vit`
         return _timm_vit(module, shown(config))
     architecture = config.backbone.get("architecture", "resnet50")
     if config.backbone.name != "torchvision_resnet" or config.norm.epsilon != 1e-5:

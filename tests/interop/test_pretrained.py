@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import mae
 from jaxequi.experiment import trained
 from jaxequi.interop import files, formats, networks, pretrained
 from tests.conftest import drawn_run
@@ -124,6 +125,14 @@ def test_a_backbone_under_the_names_of_timm(mae_run, tmp_path):
     np.testing.assert_equal(after.params["backbone"], trained.load(mae_run).params["backbone"])
     assert after.method is None
     assert represented(after, 16).shape == (2, 1, 16)
+
+
+def test_an_octic_transformer_is_none_of_timms():
+    config = mae.get_config("smoke")
+    plain = pretrained.timm_model(config, {"params": {"backbone": {}}})
+    assert plain["architecture"] == "vit_tiny_patch16_224"
+    config.backbone = {"name": "octic_vit", "patch": 4, "width": 32, "depth": 2, "heads": 1}
+    assert pretrained.timm_model(config, {"params": {"backbone": {}}}) == {}
 
 
 @pytest.fixture
