@@ -147,7 +147,7 @@ def _product(matrix: np.ndarray, values: Sequence[Array]) -> list[Array]:
     """`matrix @ values` without the zeros, and with one product a row where a row allows it."""
     found = []
     for row in matrix:
-        first, *others = np.flatnonzero(row)
+        first, *others = np.flatnonzero(row).tolist()
         scale = float(row[first])
         total = values[first]
         for n in others:
