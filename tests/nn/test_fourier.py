@@ -14,6 +14,7 @@ from jaxequi.nn import fourier, gconv
 from jaxequi.nn.conv import Window
 from jaxequi.nn.norm import BatchNorm
 from jaxequi.nn.transformer import patchify
+from jaxequi.train import mesh as meshes
 
 GROUPS = [Group(1), dihedral(1), cyclic(2), cyclic(3), cyclic(4), dihedral(2), dihedral(4)]
 
@@ -223,6 +224,34 @@ def test_patches_become_fields(group, size):
         close(moved, planar.act_on_field(group, g, y), 1e-5)
     if size == 3:  # what lifts with an odd kernel
         close(y, gconv.group_conv(images, kernel[:, :, None], group, bias, strides=3), 1e-5)
+
+
+def test_a_cpu_passes_examples_one_by_one_where_it_computes_no_gradient():
+    mlp, x = fourier.MLP(16, dihedral(4)), normal(8, 4, 5, 8).astype(np.float32)
+    params = mlp.init(jax.random.key(0), x)
+
+    def with_gradient(params, x):
+        y, pull = jax.vjp(mlp.apply, params, x)
+        return y, pull(y)
+
+    looped, whole = jax.jit(mlp.apply).lower(params, x), jax.jit(with_gradient).lower(params, x)
+    assert looped.as_text().count("stablehlo.while") == 1
+    assert "stablehlo.while" not in whole.as_text()
+    assert "stablehlo.while" not in jax.jit(mlp.apply).lower(params, x[:, :1]).as_text()
+    close(looped.compile()(params, x), whole.compile()(params, x)[0], 1e-6)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_examples_of_several_devices_stay_there(devices):
+    mlp, x = fourier.MLP(16, dihedral(4)), normal(8, 4, 5, 8).astype(np.float32)
+    params = mlp.init(jax.random.key(0), x)
+    mesh = meshes.make_mesh(devices=jax.devices()[:devices])
+    placed = jax.device_put((params, x), meshes.replicated(mesh))
+    with meshes.known(mesh):
+        program = jax.jit(mlp.apply).lower(*placed).compile()
+    close(program(*placed), mlp.apply(params, x), 1e-6)
+    # three devices cannot share four examples: the layer is left to XLA
+    assert (" while(" in program.as_text()) == (devices == 2)
 
 
 def test_a_constant_field():
