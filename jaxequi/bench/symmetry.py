@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxequi.bench.groups import alternate
+from jaxequi.bench.groups import alternate, compiled_step
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, dihedral
 from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
@@ -82,6 +82,7 @@ def run(
     tokens: int = 196,
     batch_size: int = 8,
     shapes: tuple[Shape, ...] = tuple(RESNET50),
+    vits: tuple[str, ...] = ("base", "large"),
     repeats: int = 5,
 ) -> dict[str, Any]:
     """Time layers in turn, plain and by irreps; medians of `repeats`.
@@ -90,10 +91,11 @@ def run(
       `mlp`: by width, of a transformer's two layers, forward and with its gradient: seconds of both
       by the clock and ratios by the clock and by the processor. `vit_h14`: FLOPs of the hybrid
       network over the plain one's, as lowered; nothing is compiled. `conv`: by shape, seconds with
-      the gradient of both, the ratios, and which is the faster one. `choices`: of each network in
-      `NETWORKS` how a CPU computes its convolutions, and why. `v5e`: of a block of ViT-L, plain,
-      octic and octic with the kernel of `nn.fused`, compiled with its gradient for a TPU that is
-      not here: GFLOPs and MB of memory traffic; null where libtpu is not installed.
+      the gradient of both, the ratios, and which is the faster one. `train_step`: of each of
+      `vits`, hybrid over plain, half the batch at 224 pixels; the large one takes 6 GiB. `choices`:
+      of each network in `NETWORKS` how a CPU computes its convolutions, and why. `v5e`: of a block
+      of ViT-L, plain, octic and octic with the kernel of `nn.fused`, compiled with its gradient for
+      a TPU that is not here: GFLOPs and MB of memory traffic; null where libtpu is not installed.
     """
     return {
         "mlp": {f"C={width}": mlp(width, tokens, batch_size, repeats) for width in widths},
@@ -101,6 +103,7 @@ def run(
         "conv": {
             "{}x{} {}px {}->{}".format(s.kernel, *s): conv(s, batch_size, repeats) for s in shapes
         },
+        "train_step": {name: train_step(name, batch_size // 2, repeats) for name in vits},
         "choices": {
             name: choices(make(name, domain="fourier"), batch, side)
             for name, (make, batch, side) in NETWORKS.items()
@@ -121,6 +124,15 @@ def mlp(width: int, tokens: int, batch_size: int, repeats: int) -> dict[str, Any
         name: _compared(calls[gradient], repeats)
         for name, gradient in (("forward", False), ("gradient", True))
     }
+
+
+def train_step(architecture: str, batch_size: int, repeats: int) -> dict[str, Any]:
+    """A train step of the hybrid octic vision transformer beside the plain one's."""
+    networks = vit.make(architecture), octic_vit.make(architecture)
+    steps, seconds = zip(*(compiled_step(n, batch_size, 224) for n in networks), strict=True)
+    plain, hybrid = seconds
+    found = _compared(list(steps), repeats)
+    return found | {"compile_seconds": {"plain": plain, "hybrid": hybrid}}
 
 
 def choices(network: nn.Module, batch_size: int, side: int) -> dict[str, str]:

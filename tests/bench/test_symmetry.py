@@ -13,7 +13,7 @@ from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
 def test_the_suite_compares_all_it_names(monkeypatch):
     monkeypatch.setattr(symmetry, "vit_flops", lambda: {"ratio": 0.5})
     monkeypatch.setattr(symmetry, "on_v5e", dict)  # minutes, where libtpu is installed
-    found = symmetry.run((32,), 3, 2, (symmetry.Shape(3, 5, 2, 1),), repeats=1)
+    found = symmetry.run((32,), 3, 2, (symmetry.Shape(3, 5, 2, 1),), vits=(), repeats=1)
     assert set(found["mlp"]["C=32"]) == {"forward", "gradient"}
     for measured in (*found["mlp"]["C=32"].values(), found["conv"]["3x3 5px 2->1"]):
         ratio = measured["irreps_seconds"] / measured["plain_seconds"]
