@@ -151,7 +151,7 @@ class Measured(SphinxDirective):
         lines = [head, ["---"] * len(head), *rows]
         text = "\n".join(f"| {' | '.join(line[i] for i in shown)} |" for line in lines)
         text += f"\n\n[Commits, machines, commands](/results/{name}.md)"
-        return self.parse_text_to_nodes(text.replace(" ± ", "\u00a0±\u00a0"))
+        return self.parse_text_to_nodes(text)
 
 
 class Zoo(SphinxDirective):

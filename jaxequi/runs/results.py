@@ -39,6 +39,7 @@ def write(folders: Sequence[pathlib.Path], file: pathlib.Path) -> pathlib.Path:
         "its row's seeds;\nRUN is the run that the command before made. Written from the runs by\n"
         f"`python -m jaxequi.report RUN RUN ... --markdown={file.name}`.\n\n{table.markdown(lines)}"
     )
+    text = text.replace(" ± ", "\u00a0±\u00a0")  # a narrow column does not part them
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
