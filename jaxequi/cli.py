@@ -146,10 +146,10 @@ def _parsed(argv: list[str], own: flags.FlagValues, usage: str | None) -> list[s
         while inner.args and isinstance(inner.args[0], BaseException):
             inner = inner.args[0]
         field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
-        rest = _with_argument(argv, own, usage, field.strip("'\""))
-        if rest is None:
+        parsed = _with_argument(argv, own, usage, field.strip("'\""))
+        if parsed is None:
             raise Refusal(f"unknown config field {field}. {hint}".rstrip()) from error
-        return rest
+        return parsed
     except Refusal:
         raise
     except Exception as error:  # whatever else a config file does while it runs
