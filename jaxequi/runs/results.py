@@ -112,7 +112,14 @@ def _of_any_seed(command: str) -> str:
         for name, value in _words(command)
         if name not in OF_A_SEED
     ]
-    return shlex.join(kept)
+    return " ".join(map(_quoted, kept))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it, in double quotes where single ones stand in it."""
+    if "'" in word and not {*'"$`\\!'} & {*word}:
+        return f'"{word}"'
+    return shlex.quote(word)
 
 
 def _short(commit: str) -> str:

@@ -85,7 +85,8 @@ def test_seeds_are_joined_and_a_row_says_how_it_was_made(tmp_path):
             {"seed": seed, "method": {"name": "sie"}, "published": {"top-1": 0.9}},
             {},
             command=f"python -m jaxequi.main --config=configs/sie.py:sie --config.seed={seed} "
-            f"--workdir {tmp_path}/sie{seed} --config.batch_size=8",
+            f"--workdir {tmp_path}/sie{seed} --config.batch_size=8 "
+            "'--config.train.augment=('\"'\"'a|b'\"'\"',)'",
         )
         method = {"name": "linear", "heads": {"rotation": ["deep"]}}
         judged = {"init_from": str(trained), "method": method, "cache": {"on": True}}
@@ -117,8 +118,9 @@ def test_seeds_are_joined_and_a_row_says_how_it_was_made(tmp_path):
             "commit": "`0123456789ab`, `ffffffffffff-dirty`",
             "date": "2026-11-28, 2026-11-29",
             "hardware": "1 x cpu (cpu), 2 cores, JAX 0.10.2, Python 3.11.7",
-            "command": "`python -m jaxequi.main --config=configs/sie.py:sie --config.batch_size=8`"
-            "<br>`python -m jaxequi.main --config=configs/evals.py --config.checkpoint=RUN`",
+            "command": "`python -m jaxequi.main --config=configs/sie.py:sie --config.batch_size=8 "
+            "\"--config.train.augment=('a\\|b',)\"`<br>"
+            "`python -m jaxequi.main --config=configs/evals.py --config.checkpoint=RUN`",
         }
     ]
 
