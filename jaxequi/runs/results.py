@@ -20,7 +20,8 @@ def write(folders: Sequence[pathlib.Path], file: pathlib.Path) -> pathlib.Path:
     """Write the table of runs (`runs.table`) as a page; return its path.
 
     Behind the numbers stand the config, the seeds, and what `about.json` says of commit, date,
-    hardware and command. Numbers that the config says were published stand in brackets.
+    hardware and command. Numbers that the config says were published stand in brackets. A page that
+    is written again keeps its heading.
 
     Raises:
       ValueError: a folder holds no run or says not how it was made, or the page cannot be written.
@@ -32,9 +33,8 @@ def write(folders: Sequence[pathlib.Path], file: pathlib.Path) -> pathlib.Path:
     lines = [[*head, *HEAD]]
     for cells, row in zip(body, rows, strict=True):
         lines.append([*map(_beside_published(row), head, cells), *_made(row)])
-    title = file.stem.replace("_", " ").replace("-", " ")
     text = (
-        f"# {title[:1].upper()}{title[1:]}\n\n"
+        f"{_heading(file)}\n\n"
         "Mean ± standard deviation (number of seeds). A command runs with `--config.seed=` each of "
         "its row's seeds;\nRUN is the run that the command before made. Written from the runs by\n"
         f"`python -m jaxequi.report RUN RUN ... --markdown={file.name}`.\n\n{table.markdown(lines)}"
@@ -48,6 +48,15 @@ def write(folders: Sequence[pathlib.Path], file: pathlib.Path) -> pathlib.Path:
             f"{file} cannot be written: {error.strerror}; give another --markdown"
         ) from error
     return file
+
+
+def _heading(file: pathlib.Path) -> str:
+    if file.is_file():
+        first = file.read_text().partition("\n")[0]
+        if first.startswith("# "):
+            return first
+    title = file.stem.replace("_", " ").replace("-", " ")
+    return f"# {title[:1].upper()}{title[1:]}"
 
 
 def _made(row: table.Row) -> list[str]:

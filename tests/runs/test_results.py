@@ -144,6 +144,15 @@ def test_a_run_of_unknown_origin_is_no_row(about, message, tmp_path):
     assert not (tmp_path / "page.md").exists()
 
 
+def test_a_page_that_is_written_again_keeps_its_heading(tmp_path):
+    folder = run(tmp_path / "run", {"seed": 0, "method": {"name": "sie"}}, {"val/knn/top1": 0.5})
+    page = results.write([folder], tmp_path / "page.md")
+    written = page.read_text()
+    page.write_text(written.replace("# Page\n", "# SIE's neighbours\n").replace("0.500", "0.600"))
+    results.write([folder], page)
+    assert page.read_text() == written.replace("# Page\n", "# SIE's neighbours\n")
+
+
 def test_a_page_is_markdown(tmp_path):
     with pytest.raises(Refusal, match=r"ends in \.md"):
         results.write([tmp_path], tmp_path / "page.html")
