@@ -16,8 +16,8 @@ Rows: `moco_X` is configs/moco.py:X (`moco_v2` its `v2`, not its `moco_v2`), and
 Words: `fashion` learns from a fifth of Fashion-MNIST's training images and tests on its test
 images, IDX files in the folder fashion-mnist (elsewhere: --config.turned.source.source.path=DIR);
 `c1` (plain), `c4`, `c8` and `d8` are steerable ResNet-10 over that group at 33 pixels, all of about
-210,000 parameters, which learn in 500 steps and are asked for the class alone; `smoke` takes
-seconds.
+210,000 parameters, which learn in 500 steps; `vit`, `vit_narrow`, `octic` and `octic_hybrid` are
+vision transformers of 6 blocks; with either, the class alone is asked. `smoke` takes seconds.
 
 Measured with `fashion` on two shared CPU cores, 2026-11-27, seeds 0, 1, 2: mean and
 standard deviation of the top-1 of 10,000 test images, in %. 12,000 images at 16 pixels, 1000 steps
@@ -90,6 +90,14 @@ VARIANTS = {
 }
 GROUPS = {"c1": 16, "c4": 8, "c8": 6, "d8": 4}  # fields of the first stage
 SIDE = 33  # pixels at which a steerable ResNet breaks no symmetry
+VIT = {"patch": 4, "width": 128, "depth": 6, "heads": 4}
+VITS = {
+    "vit": {"name": "vit", **VIT},
+    "vit_narrow": {"name": "vit", **VIT, "width": 64},
+    "octic": {"name": "octic_vit", **VIT, "symmetric": 6, "invariant": True},
+    "octic_hybrid": {"name": "octic_vit", **VIT, "symmetric": 3},
+}
+NETWORKS = (*GROUPS, *VITS)
 STEPS, GROUP_STEPS = 1000, 500
 
 
@@ -119,14 +127,14 @@ def get_config(arg: str | None = None):
     config.show = ("loss", "*/heads/top1/*", "*/knn*/top1", "val/rank/effective_rank")
     for word in words:
         WORDS[word](config, variant)
-    if _groups(words):
+    if _networks(words):
         del config.before.finetune, config.before.turns
         config.compare = ()
     return config
 
 
-def _groups(words: list[str]) -> list[str]:
-    return [word for word in words if word in GROUPS]
+def _networks(words: list[str]) -> list[str]:
+    return [word for word in words if word in NETWORKS]
 
 
 def _linear() -> ml_collections.ConfigDict:
@@ -139,23 +147,26 @@ def _linear() -> ml_collections.ConfigDict:
 
 def _pretrain(variant: str, words: list[str]) -> ml_collections.ConfigDict:
     """The run that learns the representation."""
-    smoke, groups = "smoke" in words, _groups(words)
+    smoke, networks = "smoke" in words, _networks(words)
     if isinstance(VARIANTS[variant], tuple):
         file, name = VARIANTS[variant]
         config = file.get_config(f"{name},smoke" if smoke else name)
     else:
         config = _by_adam(VARIANTS[variant])
     if not smoke:
-        config.total_steps, config.total_epochs = GROUP_STEPS if groups else STEPS, None
+        few = any(name in GROUPS for name in networks)
+        config.total_steps, config.total_epochs = GROUP_STEPS if few else STEPS, None
         config.log_every_steps = 50
         config.eval_every_steps = config.save_every_steps = STEPS // 2
-    if len(groups) > 1 or (groups and variant == "mae"):
+    if len(networks) > 1 or (networks and variant == "mae"):
         raise ValueError(
-            f"{', '.join(groups)}: one group at most, and none for mae, which learns by vision "
-            "transformers"
+            f"{', '.join(networks)}: one network at most, and none for mae, which has its own"
         )
-    for group in groups:
-        steerable = {"architecture": f"{group}resnet10", "width": GROUPS[group]}
+    for name in networks:
+        if name in VITS:
+            config.backbone = VITS[name]
+            continue
+        steerable = {"architecture": f"{name}resnet10", "width": GROUPS[name]}
         config.backbone = {"name": "steerable_resnet", **steerable}
         common.digits(config, len(config.train.views), SIDE)
     return config
@@ -216,10 +227,10 @@ def _smoke(config, variant: str) -> None:
     pretrain = config.before.pretrain
     if pretrain.total_steps is None:
         common.smoke_ssl(pretrain, len(pretrain.train.views), shrink)
-    if "width" in pretrain.backbone:
+    if "architecture" in pretrain.backbone and "width" in pretrain.backbone:
         pretrain.backbone.width = 4
     for shown in (config.turned, config.before.turns.val):
         shown.eval_examples, shown.batch_size = pretrain.val.eval_examples, pretrain.val.batch_size
 
 
-WORDS = {**dict.fromkeys(("fashion", *GROUPS), _known), "smoke": _smoke}
+WORDS = {**dict.fromkeys(("fashion", *NETWORKS), _known), "smoke": _smoke}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -278,6 +279,32 @@ def subgroup(group: Group, part: Group, axis: int = 0) -> np.ndarray:
     j, k = np.divmod(np.arange(part.order), part.rotations)
     turn = (k * (group.rotations // part.rotations) + j * axis) % group.rotations
     return (group.rotations * j + turn).astype(np.int32)
+
+
+def part_on_grid(group: Group) -> Group:
+    """The largest subgroup that maps the pixel grid onto itself.
+
+    >>> part_on_grid(cyclic(8)).name, part_on_grid(dihedral(6)).name, part_on_grid(cyclic(3)).name
+    ('c4', 'd2', 'c1')
+    """
+    return Group(math.gcd(group.rotations, 4), group.mirrors)
+
+
+def cosets(group: Group, part: Group) -> np.ndarray:
+    """The elements h c of each coset of a subgroup H: a regular field of G is G / H ones of H.
+
+    >>> cosets(cyclic(8), cyclic(4))
+    array([[0, 2, 4, 6],
+           [1, 3, 5, 7]], dtype=int32)
+
+    Returns:
+      i32[G / H, H], h in the order of H; first the coset of the identity.
+
+    Raises:
+      ValueError: as `subgroup`.
+    """
+    found = group.product[subgroup(group, part)].T  # the coset of each element of G
+    return found[np.unique(found.min(1), return_index=True)[1]]
 
 
 def fields(group: Group, channels: int) -> int:

@@ -44,6 +44,7 @@ class OcticViT(ViT):
       symmetric: blocks that are equivariant, the first ones; 0 <= symmetric <= depth.
       invariant: where they end, go on with what no element moves (`fourier.invariants`): lengths,
         and a linear layer to the width if plain blocks follow.
+      fuse: GELU and its transforms as one kernel on a TPU, see `fourier.pointwise`.
       patch, width, depth, heads, ...: as of `ViT`; heads are of whole fields. The class token and
         the code of positions are those of the fields: a constant, and a table of C / G numbers
         which each element sees moved by it.
@@ -52,6 +53,7 @@ class OcticViT(ViT):
     group: Group = dihedral(4)
     symmetric: int = 6
     invariant: bool = False
+    fuse: bool = False
 
     @property
     def features(self) -> int:
@@ -89,8 +91,8 @@ class OcticViT(ViT):
         rates = [float(rate) for rate in np.linspace(0, self.drop_path, self.depth)]
         block = self._remat(fourier.Block)
         for i, rate in enumerate(rates[: self.symmetric]):
-            layer = block(self.heads, group, self.mlp_ratio, rate, self.dtype, name=f"blocks_{i}")
-            x = layer(x, train)
+            parts = self.heads, group, self.mlp_ratio, rate, self.dtype, self.fuse
+            x = block(*parts, name=f"blocks_{i}")(x, train)
         if self.symmetric == self.depth:
             return self._fields_out(x, keep)
 
@@ -137,6 +139,7 @@ def make(
     group: str = "d4",
     symmetric: int | None = None,
     invariant: bool = False,
+    fuse: bool = False,
     patch: int | None = None,
     width: int | None = None,
     depth: int | None = None,
@@ -190,7 +193,9 @@ def make(
         symmetric = base.depth // 2
     if not 0 <= symmetric <= base.depth:
         raise Refusal(f"symmetric={symmetric}: from 0 to all {base.depth} blocks are equivariant")
-    return OcticViT(**_of_a_vit(base), group=over, symmetric=symmetric, invariant=invariant)
+    return OcticViT(
+        **_of_a_vit(base), group=over, symmetric=symmetric, invariant=invariant, fuse=fuse
+    )
 
 
 def plain(network: OcticViT, params: PyTree, rows: int, columns: int) -> tuple[ViT, dict[str, Any]]:

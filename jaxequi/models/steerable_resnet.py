@@ -203,8 +203,8 @@ def make(
       width: fields of the first stage; None takes the reference's.
       fast: take the reference's narrow widths, with the channels of the plain network.
       fit, antialias, norm, remat, dtype: as in `SteerableResNet`.
-      domain: `regular`, or `fourier` for products by irreps where a CPU is faster by them; N must
-        be 1, 2 or 4.
+      domain: `regular`, or `fourier` for products by irreps where a CPU is faster by them, over
+        the elements that map the pixel grid onto itself.
 
     Raises:
       ValueError: no such architecture or domain, both a width and `fast`, or a domain that the
@@ -218,10 +218,10 @@ def make(
         raise Refusal(f"width={width} and fast=True are two widths; give one of them")
     group, depth = planar.named(parts[1]), int(parts[2])
     check_domain(domain)
-    if domain == "fourier" and not group.on_grid:
+    if domain == "fourier" and planar.part_on_grid(group).order == 1 < group.order:
         raise Refusal(
-            f"domain='fourier' moves pixels onto pixels, which {group.name} does not: take N = 1, "
-            "2 or 4, or domain='regular'"
+            f"domain='fourier' moves pixels onto pixels, which no element of {group.name} does: "
+            "take an even N, or mirrors, or domain='regular'"
         )
     sizes, block = DEPTHS[depth]
     width = default_width(group, depth, fast) if width is None else width

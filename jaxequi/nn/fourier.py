@@ -28,7 +28,7 @@ from jaxequi.errors import Refusal
 from jaxequi.groups import planar
 from jaxequi.groups.fourier import planes
 from jaxequi.groups.planar import Group
-from jaxequi.nn import transformer
+from jaxequi.nn import fused, spread, transformer
 from jaxequi.nn.conv import Window
 from jaxequi.nn.norm import at_least_f32
 from jaxequi.types import Array
@@ -87,13 +87,32 @@ def synthesise(x: Array, group: Group) -> Array:
     return elements.reshape(*x.shape[1:-1], -1)
 
 
-def pointwise(function: Callable[[Array], Array], x: Array, group: Group) -> Array:
+def pointwise(
+    function: Callable[[Array], Array], x: Array, group: Group, fuse: bool = False
+) -> Array:
     """Apply a function of single entries to the fields of planes [G, ..., C].
 
     `function` sees [G, ..., C] over the elements, where a `nn.norm.BatchNorm` of C channels has one
     mean and variance a field, as `BatchNorm(field_size=G)` has on the channels.
+
+    Args:
+      fuse: on a TPU by `fused.pointwise`, of planes [G, N, ..., C] of examples; elsewhere nothing
+        is different.
     """
-    return transform(function(inverse(x, group)), group)
+
+    def by_xla(x: Array) -> Array:
+        return transform(function(inverse(x, group)), group)
+
+    def on_a_tpu(x: Array) -> Array:
+        return fused.pointwise(function, x, group)
+
+    if not fuse or not spread.splits(x, 1):
+        return by_xla(x)
+
+    def own(x: Array, _: None) -> Array:
+        return jax.lax.platform_dependent(x, tpu=on_a_tpu, default=by_xla)
+
+    return spread.by_rows(own, x, None, axis=1)
 
 
 def constant(values: Array, group: Group) -> Array:
@@ -438,16 +457,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers on each token with an exact GELU of the fields between them."""
+    """Two layers on each token with an exact GELU of the fields between them, see `pointwise`."""
 
     hidden: int
     group: Group
     dtype: DTypeLike = jnp.float32
+    fuse: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h = Dense(self.hidden, self.group, self.dtype, name="fc1")(x)
-        h = pointwise(lambda f: nn.gelu(f, approximate=False), h, self.group)
+        h = pointwise(transformer.gelu, h, self.group, self.fuse)
         return Dense(x.shape[-1], self.group, self.dtype, name="fc2")(h)
 
 
@@ -459,6 +479,7 @@ class Block(nn.Module):
       group: the group G.
       mlp_ratio, drop_path: as of `transformer.Block`.
       dtype: of the computation; parameters are f32.
+      fuse: as of `pointwise`.
     """
 
     heads: int
@@ -466,6 +487,7 @@ class Block(nn.Module):
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
+    fuse: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -474,4 +496,4 @@ class Block(nn.Module):
         x = x + drop(Attention(self.heads, self.group, self.dtype, name="attn")(h))
         h = LayerNorm(self.group, name="norm2")(x)
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        return x + drop(MLP(hidden, self.group, self.dtype, name="mlp")(h))
+        return x + drop(MLP(hidden, self.group, self.dtype, self.fuse, name="mlp")(h))

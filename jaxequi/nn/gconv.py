@@ -133,9 +133,7 @@ def group_conv(
         return _convolve(x, filter_bank(kernel, group), group, strides, padding, dilation)
 
     def by_irreps(x: Array, kernel: Array) -> Array:
-        fields, taps = fourier.elements(x, group), fourier.realigned(kernel, group)
-        windows = _windows(strides, padding, dilation)
-        return fourier.synthesise(fourier.conv(fields, taps, group, *windows), group)
+        return conv_by_irreps(x, kernel, group, strides, padding, dilation)
 
     size, _, slices, _, outputs = kernel.shape
     chosen = domain == "fourier" and slices > 1 and pays(group, size, outputs)
@@ -147,6 +145,15 @@ def group_conv(
         return jax.lax.platform_dependent(x, kernel, cpu=by_irreps, default=by_channels)
 
     return _with_bias(spread.by_rows(own, x, kernel), group, bias)
+
+
+def conv_by_irreps(
+    x: Array, kernel: Array, group: Group, strides: Pair, padding: Pair, dilation: Pair
+) -> Array:
+    """`group_conv` of a feature map as products by irreps, on any device."""
+    fields, taps = fourier.elements(x, group), fourier.realigned(kernel, group)
+    windows = _windows(strides, padding, dilation)
+    return fourier.synthesise(fourier.conv(fields, taps, group, *windows), group)
 
 
 def check_domain(domain: str) -> None:

@@ -27,22 +27,37 @@ def over_devices(batch: Array) -> Array:
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(mesh.axis_names))
 
 
-def by_rows(function: Callable[[Array, PyTree], Array], x: Array, weights: PyTree) -> Array:
-    """Let each device pass its own examples through a layer that makes its filters of few weights.
+def by_rows(
+    function: Callable[[Array, PyTree], Array], x: Array, weights: PyTree, axis: int = 0
+) -> Array:
+    """Let each device pass its own examples through a layer, as XLA does not split it well.
 
-    XLA adds the gradient of a filter up over the devices where it arises, and goes back to the
-    weights afterwards. Filters of a group hold each weight up to |G| times, so that is up to |G|
-    times as much communication. Here each device goes back to the weights by itself, and these are
-    added up. Without a mesh, or for a batch that does not divide over it, nothing is different.
+    A layer that makes its filters of few weights: XLA adds the gradient of a filter up over the
+    devices where it arises, and goes back to the weights afterwards. Filters of a group hold each
+    weight up to |G| times, so that is up to |G| times as much communication. Here each device goes
+    back to the weights by itself, and these are added up. And a kernel of our own (`fused`), which
+    XLA does not split at all. Without a mesh, or for a batch that does not divide over it, nothing
+    is different.
 
     Args:
-      function: of examples [B, ...] and the weights, row by row: [B, ...].
+      function: of examples and the weights, example by example.
+      axis: of the examples, in what goes in and what comes out.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    automatic = not mesh.empty and set(mesh.axis_types) == {AxisType.Auto}
-    if not automatic or mesh.size == 1 or x.shape[0] % mesh.size:
+    if not _automatic(mesh) or x.shape[axis] % mesh.size:
         return function(x, weights)
-    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    rows, whole = PartitionSpec(*[None] * axis, mesh.axis_names), PartitionSpec()
     return jax.shard_map(
         function, mesh=mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False
     )(x, weights)
+
+
+def splits(x: Array, axis: int) -> bool:
+    """Whether no device sees more of `x` than its own examples inside `by_rows`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not _automatic(mesh) or x.shape[axis] % mesh.size == 0
+
+
+def _automatic(mesh: jax.sharding.AbstractMesh) -> bool:
+    """Whether XLA splits what is traced over several devices."""
+    return not mesh.empty and mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto}

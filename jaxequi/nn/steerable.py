@@ -31,7 +31,7 @@ from jaxequi.groups.representations import (
     check_pointwise,
 )
 from jaxequi.nn import spread
-from jaxequi.nn.gconv import Pair, check_domain, convolve, group_conv, pays
+from jaxequi.nn.gconv import Pair, check_domain, conv_by_irreps, convolve, pays
 from jaxequi.nn.pool import blur_pool
 from jaxequi.types import Array
 
@@ -184,31 +184,72 @@ def _matrix(
     return filters.transpose(3, 2, 1, 0).reshape(-1, len(filters)).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames="space")
-def first_filters(weights: Weights, space: FilterSpace) -> Array:
-    """The filters between regular fields that end at element 0, as `gconv` has them.
+@functools.partial(jax.jit, static_argnames=("space", "part"))
+def first_filters(weights: Weights, space: FilterSpace, part: Group) -> Array:
+    """The filters between regular fields as `gconv` has them, over a subgroup H of the group G.
+
+    A regular field of G is G / H ones of H, one for each of its `planar.cosets`.
 
     Args:
       weights, space: as in `expand`, of one pair of regular representations.
+      part: H.
 
     Returns:
-      f32[k, k, G, fields in, fields out]; `gconv.filter_bank` of it is `expand`.
+      f32[k, k, H, fields in * G / H, fields out * G / H], what ends at element 0 of H.
+      `gconv.filter_bank` of it is `expand`, but for the order of elements in a field.
     """
     [pair] = pairs(space)
-    order, (count, *fields) = pair.rho_in.size, pair.shape
+    order, (count, *_) = pair.rho_in.size, pair.shape
+    table = planar.cosets(space.type_in.group, part)
     matrix = _matrix(pair.rho_in, pair.rho_out, *space[2:]).reshape(-1, order, order, count)
     filters = jnp.einsum(
-        "xtb,bn->xtn", matrix[:, :, 0], weights[pair.name].reshape(count, -1), precision="highest"
+        "xuctb,bio->xuicot",
+        matrix[:, table.T][:, :, :, table[:, 0]],
+        weights[pair.name],
+        precision="highest",
     )
-    return filters.reshape(space.size, space.size, order, *fields)
+    fields = (space.type_in.count * len(table), space.type_out.count * len(table))
+    return filters.reshape(space.size, space.size, part.order, *fields)
 
 
-def _by_irreps(space: FilterSpace) -> bool:
-    """Whether the fields are regular, all elements move pixels onto pixels, and it pays."""
+def _part_by_irreps(space: FilterSpace) -> Group | None:
+    """Over which subgroup a CPU convolves faster by irreps; None if over none, or other fields."""
     kinds = [rho for kind in (space.type_in, space.type_out) for rho, _ in kind.runs]
     group = space.type_in.group
+    part = planar.part_on_grid(group)
+    fields = space.type_out.count * group.order // part.order
     regular = all(rho == representations.regular(group) for rho in kinds)
-    return regular and group.on_grid and pays(group, space.size, space.type_out.count)
+    return part if regular and pays(part, space.size, fields) else None
+
+
+def _conv_by_irreps(
+    x: Array, weights: Weights, space: FilterSpace, part: Group, windows: tuple[Pair, Pair, Pair]
+) -> Array:
+    order = planar.cosets(space.type_in.group, part).ravel()
+    kernel = first_filters(weights, space, part)
+    y = conv_by_irreps(_reordered(x, tuple(order.tolist())), kernel, part, *windows)
+    return _reordered(y, tuple(np.argsort(order).tolist()))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _reordered(x: Array, order: tuple[int, ...]) -> Array:
+    """Take the elements of each field of [..., n G] in another order.
+
+    The gradient is the same in the opposite order; by itself it would be added up one by one.
+    """
+    elements = x.reshape(*x.shape[:-1], -1, len(order))
+    return elements[..., np.array(order)].reshape(x.shape)
+
+
+def _reordered_forward(x: Array, order: tuple[int, ...]) -> tuple[Array, None]:
+    return _reordered(x, order), None
+
+
+def _reordered_backward(order: tuple[int, ...], _: None, cotangent: Array) -> tuple[Array]:
+    return (_reordered(cotangent, tuple(np.argsort(order).tolist())),)
+
+
+_reordered.defvjp(_reordered_forward, _reordered_backward)
 
 
 def expand_bias(bias: Array, kind: FieldType) -> Array:
@@ -247,8 +288,8 @@ def steerable_conv(
       space: which filters.
       bias: as in `expand_bias`, or None.
       strides, padding: one number, or one for rows and one for columns; zeros are padded.
-      domain: as in `gconv.group_conv`, for layers between regular fields of a group that maps the
-        grid onto itself; others are computed by channels.
+      domain: as in `gconv.group_conv`, for layers between regular fields, over those elements of
+        the group that map the grid onto itself: C4 of C8. Others are computed by channels.
 
     Returns:
       [B, H', W', C_out] in the dtype of x. The filter is made in f32.
@@ -260,11 +301,18 @@ def steerable_conv(
     check_channels(space.type_in, x.shape[-1])
     check_domain(domain)
 
-    def own(x: Array, weights: Weights) -> Array:
-        if domain == "fourier" and _by_irreps(space):
-            kernel, group = first_filters(weights, space), space.type_in.group
-            return group_conv(x, kernel, group, None, strides, padding, space.dilation, domain)
+    part = _part_by_irreps(space) if domain == "fourier" else None
+
+    def by_channels(x: Array, weights: Weights) -> Array:
         return convolve(x, expand(weights, space), strides, padding, space.dilation)
+
+    def own(x: Array, weights: Weights) -> Array:
+        if part is None:
+            return by_channels(x, weights)
+        jax.eval_shape(by_channels, x, weights)  # refuses what does not fit
+        windows = strides, padding, space.dilation
+        by_irreps = functools.partial(_conv_by_irreps, space=space, part=part, windows=windows)
+        return jax.lax.platform_dependent(x, weights, cpu=by_irreps, default=by_channels)
 
     y = spread.by_rows(own, x, weights)
     return y if bias is None else y + expand_bias(bias, space.type_out).astype(y.dtype)

@@ -47,10 +47,17 @@ def test_a_group_is_another_backbone_at_the_side_that_keeps_it_exact(group):
     assert job.shapes()["views"].shape == (64, 2, 33, 33, 3)
     if group != "c1":
         assert "exact" in job.preflight(job.shapes())
-    with pytest.raises(ValueError, match="vision transformers"):
+    with pytest.raises(ValueError, match="one network at most, and none for mae"):
         benchmark.get_config(f"mae,{group}")
-    with pytest.raises(ValueError, match=f"{group}, .*one group at most"):
+    with pytest.raises(ValueError, match=f"{group}, .*one network at most"):
         benchmark.get_config(f"byol,{group},{'d8' if group != 'd8' else 'c4'}")
+
+
+@pytest.mark.parametrize("name", benchmark.VITS)
+def test_a_vision_transformer_learns_from_the_same_images_as_a_resnet(name):
+    job = experiment.build(benchmark.get_config(f"supervised,{name}").before.pretrain)
+    assert job.config["backbone"]["name"] == benchmark.VITS[name]["name"]
+    assert job.shapes()["views"].shape == (64, 1, 16, 16, 3)
 
 
 def test_one_path_is_that_of_all_sets():

@@ -248,7 +248,10 @@ def test_refuses(keys):
         blur_pool(x, 0)
 
 
-@pytest.mark.parametrize(("group", "k", "fields"), [(dihedral(4), 3, 26), (cyclic(4), 1, 32)])
+@pytest.mark.parametrize(
+    ("group", "k", "fields"),
+    [(dihedral(4), 3, 26), (cyclic(4), 1, 32), (cyclic(8), 3, 33), (dihedral(8), 1, 10)],
+)
 def test_both_domains_give_the_same(group, k, fields):
     layer = RegularConv(fields, k, stride=2, padding=k // 2, group=group)
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 3 * group.order)).astype(np.float32)
@@ -267,12 +270,16 @@ def test_both_domains_give_the_same(group, k, fields):
     kinds = (FieldType(((regular(group), n),)) for n in (3, fields))
     space = FilterSpace(*kinds, k)
     weights = params["params"]
-    bank = filter_bank(steerable.first_filters(weights, space), group)
-    np.testing.assert_allclose(bank, steerable.expand(weights, space), atol=1e-6)
+    part = planar.part_on_grid(group)
+    bank = filter_bank(steerable.first_filters(weights, space, part), part)
+    order = np.argsort(planar.cosets(group, part).ravel())
+    bank = bank.reshape(k, k, 3, group.order, fields, group.order)[:, :, :, order][..., order]
+    expected = steerable.expand(weights, space)
+    np.testing.assert_allclose(bank.reshape(expected.shape), expected, atol=1e-6)
 
 
 def test_domains_are_refused_where_they_are_not():
-    with pytest.raises(ValueError, match="moves pixels onto pixels, which c8 does not"):
-        steerable_resnet.make("c8resnet18", domain="fourier")
+    with pytest.raises(ValueError, match="moves pixels onto pixels, which no element of c3 does"):
+        steerable_resnet.make("c3resnet18", domain="fourier")
     with pytest.raises(ValueError, match="domain"):
         steerable_resnet.make("d4resnet18", domain="planes")
