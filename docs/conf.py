@@ -177,6 +177,14 @@ class Zoo(SphinxDirective):
         return self.parse_text_to_nodes("\n".join([*lines, "", *blocks]))
 
 
+def results(app, doctree):
+    """Mark the tables of what was measured, whose cells are one line each (_static/site.css)."""
+    folder, _, page = app.env.docname.partition("/")
+    if folder == "results" and page not in ("index", "published"):
+        for table in doctree.findall(nodes.table):
+            table["classes"].append("results")
+
+
 def mathml(self, node) -> None:
     """Write a formula as MathML, which browsers draw themselves."""
     from latex2mathml.converter import convert
@@ -200,6 +208,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("include-read", included)
+    app.connect("doctree-read", results)
     app.add_directive("config", Config)
     app.add_directive("measured", Measured)
     app.add_directive("zoo", Zoo)
