@@ -24,6 +24,7 @@ the clock, then by the processor.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,10 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxequi.bench.groups import alternate
-from jaxequi.groups.planar import dihedral
-from jaxequi.models import octic_vit, vit
-from jaxequi.nn import fourier, gconv, transformer
-from jaxequi.nn.conv import Window
+from jaxequi.groups import planar
+from jaxequi.groups.planar import Group, dihedral
+from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
+from jaxequi.nn import fourier, gconv, steerable, transformer
+from jaxequi.nn.conv import Window, product_pays
+from jaxequi.plan import chips, program
 
 D4 = dihedral(4)
 
@@ -65,6 +68,14 @@ RESNET50 = [
     )
 ]
 
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
+    "p4resnet44": (gresnet.make, 16, 32),
+    "p4mresnet44": (gresnet.make, 16, 32),
+    "c4resnet50": (steerable_resnet.make, 8, 97),
+    "d4resnet50": (steerable_resnet.make, 8, 97),
+    "c8resnet18": (steerable_resnet.make, 8, 97),
+}
+
 
 def run(
     widths: tuple[int, ...] = (768, 1024),
@@ -79,7 +90,10 @@ def run(
       `mlp`: by width, of a transformer's two layers, forward and with its gradient: seconds of both
       by the clock and ratios by the clock and by the processor. `vit_h14`: FLOPs of the hybrid
       network over the plain one's, as lowered; nothing is compiled. `conv`: by shape, seconds with
-      the gradient of both, the ratios, and which is the faster one.
+      the gradient of both, the ratios, and which is the faster one. `choices`: of each network in
+      `NETWORKS` how a CPU computes its convolutions, and why. `v5e`: of a block of ViT-L, plain,
+      octic and octic with the kernel of `nn.fused`, compiled with its gradient for a TPU that is
+      not here: GFLOPs and MB of memory traffic; null where libtpu is not installed.
     """
     return {
         "mlp": {f"C={width}": mlp(width, tokens, batch_size, repeats) for width in widths},
@@ -87,6 +101,11 @@ def run(
         "conv": {
             "{}x{} {}px {}->{}".format(s.kernel, *s): conv(s, batch_size, repeats) for s in shapes
         },
+        "choices": {
+            name: choices(make(name, domain="fourier"), batch, side)
+            for name, (make, batch, side) in NETWORKS.items()
+        },
+        "v5e": on_v5e() if importlib.util.find_spec("libtpu") else None,
     }
 
 
@@ -102,6 +121,63 @@ def mlp(width: int, tokens: int, batch_size: int, repeats: int) -> dict[str, Any
         name: _compared(calls[gradient], repeats)
         for name, gradient in (("forward", False), ("gradient", True))
     }
+
+
+def choices(network: nn.Module, batch_size: int, side: int) -> dict[str, str]:
+    """How a CPU computes the convolutions of a network over a group; nothing is compiled."""
+    found = {}
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        y, layer = call(*args, **kwargs), context.module
+        kinds = (gconv.GroupConv, gconv.LiftingConv, steerable.RegularConv)
+        if isinstance(layer, kinds) and context.method_name == "__call__":
+            over = planar.part_on_grid(layer.group)
+            k, taken, made = layer.kernel_size, args[0].shape, y.shape
+            name = f"{k}x{k} {made[1]}px {taken[-1]}->{made[-1]}"
+            found[name] = _choice(over, layer, (k, k, taken[-1], made[-1]), made[:3])
+        return y
+
+    x = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda key, x: network.init(key, x, False), jax.random.key(0), x)
+    return found
+
+
+def _choice(over: Group, layer: Any, kernel: tuple[int, ...], made: tuple[int, ...]) -> str:
+    if not isinstance(layer, gconv.LiftingConv) and not getattr(layer, "lifting", False):
+        saved, needed = gconv.worth(over, kernel[0], kernel[-1] // over.order)
+        why = f"{saved:.0f} products saved a number, {needed} needed"
+        if saved >= needed:
+            return f"by irreps of {over.name}: {why}"
+    else:
+        why = "it lifts"
+    how = "one product" if product_pays(made, kernel) else "XLA's convolution"
+    return f"by channels, {how}: {why}"
+
+
+def on_v5e(width: int = 1024, tokens: int = 197, batch_size: int = 32) -> dict[str, Any]:
+    """Compile a block of a vision transformer with its gradient for one v5e, in bfloat16."""
+    heads, fields, half = width // 64, width // D4.order, jnp.bfloat16
+    octic = (D4.order, batch_size, tokens, fields)
+    blocks = {
+        "plain": (transformer.Block(heads, dtype=half), (batch_size, tokens, width)),
+        "octic": (fourier.Block(heads, D4, dtype=half), octic),
+        "fused": (fourier.Block(heads, D4, dtype=half, fuse=True), octic),
+    }
+    device = chips.devices(chips.parse("v5e:1x1"))[0]
+    here = jax.sharding.SingleDeviceSharding(device)
+    found = {}
+    for name, (block, shape) in blocks.items():
+        x = jax.ShapeDtypeStruct(shape, half, sharding=here)
+        shapes = jax.eval_shape(lambda key, x, b=block: b.init(key, x, False), jax.random.key(0), x)
+        params = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes
+        )
+        step = _with_gradient(lambda p, x, b=block: b.apply(p, x, False))
+        lowered = jax.jit(step).trace(params, x).lower(lowering_platforms=("tpu",))
+        cost = program.cost(lowered.compile())
+        found[name] = {"gflops": cost.flops / 1e9, "traffic_mb": cost.traffic / 1e6}
+    return found
 
 
 def vit_flops() -> dict[str, float]:

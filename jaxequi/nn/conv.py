@@ -61,14 +61,21 @@ def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int =
     windows = rows, columns
     native = functools.partial(_native, windows=windows, groups=groups)
     sides = [w.outputs(n, k) for w, n, k in zip(windows, x.shape[1:3], kernel.shape[:2])]
-    one_pixel = kernel.shape[:2] == (1, 1)
-    batch = x.shape[0]
-    rows_are_few = isinstance(batch, int) and batch * math.prod(sides) <= kernel.shape[-1]
-    few = max(sides) <= _TINY or rows_are_few  # of an exported program the batch is a symbol
-    if groups > 1 or not (one_pixel or few):
+    if groups > 1 or not product_pays((x.shape[0], *sides), kernel.shape):
         return native(x, kernel)
     one_product = functools.partial(_one_product, windows=windows)
     return jax.lax.platform_dependent(x, kernel, cpu=one_product, default=native)
+
+
+def product_pays(made: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    """Whether a CPU convolves faster by one matrix product.
+
+    Args:
+      made: [B, H', W'] of the output; in an exported program B is a symbol, and says nothing.
+      kernel: [k, l, I, O].
+    """
+    few = isinstance(made[0], int) and math.prod(made) <= kernel[-1]
+    return few or kernel[:2] == (1, 1) or max(made[1:]) <= _TINY
 
 
 def _native(x: Array, kernel: Array, windows: tuple[Window, Window], groups: int) -> Array:

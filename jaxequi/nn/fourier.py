@@ -33,6 +33,9 @@ from jaxequi.nn.conv import Window
 from jaxequi.nn.norm import at_least_f32
 from jaxequi.types import Array
 
+NORMS = ("fields", "irreps")
+"""What has a scale of its own in a LayerNorm."""
+
 TINY = 1e-12
 """Added to the squares that `invariants` takes a root of: its slope at 0 is finite."""
 
@@ -314,6 +317,44 @@ def layer_norm(x: Array, scale: Array, bias: Array, group: Group, epsilon: float
     return (values + trivial * (math.sqrt(group.order) * bias)).astype(x.dtype)
 
 
+def layer_norm_by_irreps(
+    x: Array, scale: Array, bias: Array, group: Group, epsilon: float = 1e-5
+) -> Array:
+    """LayerNorm as octic vision transformers have it: each irrep has a mean and scales of its own.
+
+    davnords/octic-vits, `octic_vits/d8_layers.py`, `LayerNormD8`: an irrep of dimension 2 counts
+    once, as one of dimension 1 does, and the sum of their variances is divided by G. Its mean is
+    one over both columns of a basis that is turned by 45 degrees, here that of the last column;
+    scales there, of those columns, can be carried into the next layer.
+
+    Args:
+      x: planes [G, ..., C].
+      scale: f32[K, C], K = `invariant_planes(group)`: of an irrep's columns one each.
+      bias: f32[C], added to every element of a field.
+
+    Returns:
+      Planes [G, ..., C] in the dtype of x; statistics are f32.
+    """
+    how = planes(group)
+    values = at_least_f32(x)
+    parts = [values[: how.ones, None, None]]  # of each irrep [columns, rows]
+    if how.twos:
+        shape = (how.twos, 2, how.rows) if how.rows == 2 else (how.twos, 1, 2)
+        parts.append(values[how.ones :].reshape(*shape, *x.shape[1:]))
+    parts = [part - _of_last_column(jnp.mean(part, -1, keepdims=True)) for part in parts]
+    variances = [jnp.mean(jnp.square(part), (1, 2, -1)) for part in parts]
+    deviation = jnp.sqrt((sum(jnp.sum(v, 0) for v in variances) + epsilon) / group.order)
+    parts = [(part / deviation[..., None]).reshape(-1, *x.shape[1:]) for part in parts]
+    columns = [*range(how.ones), *np.repeat(range(how.ones, len(scale)), 2)]
+    values = jnp.concatenate(parts) * _along(scale[np.array(columns)], values)
+    return (values + _along(constant(bias, group), values)).astype(x.dtype)
+
+
+def _of_last_column(x: Array) -> Array:
+    """[irreps, columns, ...] with zeros in all columns but the last."""
+    return jnp.pad(x[:, -1:], [(0, 0), (x.shape[1] - 1, 0)] + [(0, 0)] * (x.ndim - 2))
+
+
 def _along(values: Array, x: Array) -> Array:
     """Shape [G, C] to broadcast against [G, ..., C], in its dtype."""
     shape = (values.shape[0], *(1,) * (x.ndim - 2), values.shape[-1])
@@ -392,17 +433,25 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters `scale` and `bias` f32[C]."""
+    """`layer_norm` or `layer_norm_by_irreps` with its parameters.
+
+    Attributes:
+      group: the group G.
+      over: what has a scale, `NORMS`: `fields`, f32[C], or `irreps`, f32[K, C]. `bias` is f32[C].
+    """
 
     group: Group
-    epsilon: float = 1e-6
+    over: str = "fields"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        fields = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, fields, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, fields, jnp.float32)
-        return layer_norm(x, scale, bias, self.group, self.epsilon)
+        shape: tuple[int, ...] = (x.shape[-1],)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        function = layer_norm
+        if self.over == "irreps":
+            function, shape = layer_norm_by_irreps, (invariant_planes(self.group), *shape)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        return function(x, scale, bias, self.group)
 
 
 class PatchEmbed(nn.Module):
@@ -480,6 +529,7 @@ class Block(nn.Module):
       mlp_ratio, drop_path: as of `transformer.Block`.
       dtype: of the computation; parameters are f32.
       fuse: as of `pointwise`.
+      norm: as `over` of `LayerNorm`.
     """
 
     heads: int
@@ -488,12 +538,13 @@ class Block(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     fuse: bool = False
+    norm: str = "fields"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         drop = nn.Dropout(self.drop_path, broadcast_dims=(0, 2, 3), deterministic=not train)
-        h = LayerNorm(self.group, name="norm1")(x)
+        h = LayerNorm(self.group, self.norm, name="norm1")(x)
         x = x + drop(Attention(self.heads, self.group, self.dtype, name="attn")(h))
-        h = LayerNorm(self.group, name="norm2")(x)
+        h = LayerNorm(self.group, self.norm, name="norm2")(x)
         hidden = int(x.shape[-1] * self.mlp_ratio)
         return x + drop(MLP(hidden, self.group, self.dtype, self.fuse, name="mlp")(h))

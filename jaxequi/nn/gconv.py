@@ -170,8 +170,14 @@ def pays(group: Group, size: int, outputs: int) -> bool:
       size: k, the side of the kernel.
       outputs: O, output fields.
     """
+    saved, needed = worth(group, size, outputs)
+    return saved >= needed
+
+
+def worth(group: Group, size: int, outputs: int) -> tuple[float, float]:
+    """Products that irreps save for each number that they read, and how many make a CPU faster."""
     saved = (group.order - planes(group).multiplications / group.order) * outputs
-    return saved >= (_SAVED_PIXEL if size == 1 else _SAVED_PATCH)
+    return saved, _SAVED_PIXEL if size == 1 else _SAVED_PATCH
 
 
 def separable_group_conv(

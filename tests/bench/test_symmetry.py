@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxequi.bench import symmetry
-from jaxequi.models import octic_vit, vit
+from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
 
 
 def test_the_suite_compares_all_it_names(monkeypatch):
     monkeypatch.setattr(symmetry, "vit_flops", lambda: {"ratio": 0.5})
+    monkeypatch.setattr(symmetry, "on_v5e", dict)  # minutes, where libtpu is installed
     found = symmetry.run((32,), 3, 2, (symmetry.Shape(3, 5, 2, 1),), repeats=1)
     assert set(found["mlp"]["C=32"]) == {"forward", "gradient"}
     for measured in (*found["mlp"]["C=32"].values(), found["conv"]["3x3 5px 2->1"]):
@@ -20,6 +21,21 @@ def test_the_suite_compares_all_it_names(monkeypatch):
         assert measured["plain_seconds"] > 0
     conv = found["conv"]["3x3 5px 2->1"]
     assert (conv["faster"] == "irreps") == (conv["processor_ratio"] < 1)
+
+
+def test_what_a_cpu_chooses_for_each_layer_and_why():
+    network = gresnet.make("p4resnet44", domain="fourier")
+    found = symmetry.choices(network, 16, 32)
+    assert len(found) == 8
+    assert found["3x3 32px 3->64"] == "by channels, XLA's convolution: it lifts"
+    # 16 fields of C4, which save 4 - 6 / 4 products each: 40
+    told = "by channels, XLA's convolution: 40 products saved a number, 160 needed"
+    assert found["3x3 32px 64->64"] == told
+    assert found["1x1 16px 64->128"] == "by irreps of c4: 80 products saved a number, 80 needed"
+    c8 = symmetry.choices(steerable_resnet.make("c8resnet10", domain="fourier", width=8), 2, 65)
+    assert c8["3x3 3px 512->512"].startswith("by irreps of c4: 320")
+    assert c8["3x3 9px 128->128"].startswith("by channels, XLA's convolution: 80")
+    assert c8["1x1 9px 64->128"].startswith("by irreps of c4: 80")
 
 
 def test_flops_of_the_hybrid_network():

@@ -151,6 +151,35 @@ def test_a_batch_norm_and_a_relu_between_the_transforms():
     jax.tree.map(lambda a, b: close(a, b, 1e-5), kept[0], stats)
 
 
+@pytest.mark.parametrize("group", [dihedral(1), cyclic(4), dihedral(4)], ids=named)
+def test_layer_norm_by_irreps_follows_the_group(group):
+    x = normal(3, 1, 1, 4 * group.order).astype(np.float32)
+    scale = jnp.asarray(normal(fourier.invariant_planes(group), 4, seed=1), jnp.float32)
+    bias = jnp.asarray(normal(4, seed=2), jnp.float32)
+
+    def norm(x):
+        y = fourier.layer_norm_by_irreps(fourier.analyse(x, group), scale, bias, group)
+        return fourier.synthesise(y, group)
+
+    for g in range(group.order):
+        close(norm(planar.act_on_field(group, g, x)), planar.act_on_field(group, g, norm(x)), 1e-5)
+
+
+def test_layer_norm_by_irreps_has_the_means_and_variances_of_octic_vits():
+    """One mean over both columns of E where they are turned by 45 degrees; E counts once."""
+    group, x, bias = dihedral(4), normal(8, 3, 4).astype(np.float32), np.float32([1, 2, 0, -1])
+    scale = np.stack([np.float32([1, 2, 3, 4])] * 6)  # alike in all columns of whatever basis
+    turn = np.array([[1, 1], [-1, 1]]) / np.sqrt(2)
+    ones = x[:4] - x[:4].mean(-1, keepdims=True)
+    twos = np.einsum("jk,krnc->rnjc", turn, x[4:].reshape(2, 2, 3, 4))  # E of [row, ..., column, C]
+    twos = twos - twos.mean((-2, -1), keepdims=True)
+    spread = (np.square(ones).mean(-1).sum(0) + np.square(twos).mean((0, 2, 3)) + 1e-5) / 8
+    twos = np.einsum("jk,rnjc->krnc", turn, twos).reshape(4, 3, 4)
+    expected = scale[0] * np.concatenate([ones, twos]) / np.sqrt(spread)[:, None]
+    expected[0] += np.sqrt(8) * bias
+    close(fourier.layer_norm_by_irreps(x, scale, bias, group), expected.astype(np.float32), 1e-5)
+
+
 @pytest.mark.parametrize("group", [cyclic(4), dihedral(4)], ids=named)
 def test_attention_equals_that_of_the_channels(group):
     heads, fields = 2, 4
