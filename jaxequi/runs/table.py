@@ -272,9 +272,11 @@ def rows(trained: Sequence[Trained]) -> list[Row]:
 
 
 def shown(values: Sequence[float]) -> str:
-    """`0.532 ± 0.011 (3)`: mean, spread (standard deviation) and number of seeds."""
+    """`0.532 ± 0.011 (3)`: mean, spread (standard deviation) and number of seeds; `20` of a k."""
     if not values:
         return ""
+    if values[0] > 1 and {*values} == {round(values[0])}:  # no score, but how it was taken
+        return str(round(values[0]))
     mean = f"{statistics.fmean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else mean
 
