@@ -7,7 +7,8 @@ Garrido et al., ICML 2023, arXiv 2302.10283; facebookresearch/SIE, `eval_*.py`.
     python -m jaxequi.main --config=configs/evals.py:sie_predictor --config.checkpoint=...
 
 Variants: `sie_all` (the default: everything that follows, in one pass over the data),
-`sie_classification`, `sie_rotation`, `sie_euler`, `sie_color`, `sie_predictor` (MRR, H@k, PRE).
+`sie_classification`, `sie_rotation`, `sie_euler`, `sie_orientation` (the pose of one view, which
+others report), `sie_color`, `sie_predictor` (MRR, H@k, PRE).
 
 Words after the variant: `linear` and `deep` choose the heads; `published` is the protocol of the
 reference, in which the statistics of the frozen network drift while the heads learn; `paper` is
@@ -41,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sie_classification": {"heads": CLASSIFICATION},
     "sie_rotation": {"heads": ROTATION},
     "sie_euler": {"heads": {"euler": DEEP}},
+    "sie_orientation": {"heads": {"orientation": DEEP}},
     "sie_color": {"heads": COLOR},
     "sie_predictor": {"heads": {}, "predictor": "always"},
 }

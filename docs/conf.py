@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import pathlib
 import re
@@ -128,26 +127,31 @@ class Config(SphinxDirective):
 
 
 class Measured(SphinxDirective):
-    """Rows of a table of docs/results: `{measured} frozen.csv`, with `:variants: a, b` some."""
+    """Rows of a page of docs/results: `{measured} sie_frozen`, with `:variants: a, b` some."""
 
     required_arguments = 1
     option_spec: ClassVar = {"variants": str}
 
     def run(self) -> list[nodes.Node]:
-        """Show the rows, and the columns in which one of them has something."""
-        file = ROOT / "docs" / "results" / self.arguments[0]
+        """Show the numbers of the rows, and the columns in which one of them has something."""
+        name = self.arguments[0]
+        file = ROOT / "docs" / "results" / f"{name}.md"
         self.env.note_dependency(str(file))
-        with file.open(newline="") as opened:
-            rows = list(csv.DictReader(opened))
-        wanted = [name.strip() for name in self.options.get("variants", "").split(",")]
-        missing = {*wanted} - {row["variant"] for row in rows} - {""}
-        if missing:
-            raise self.error(f"{file.name} has no variant {', '.join(sorted(missing))}")
-        rows = [row for row in rows if wanted == [""] or row["variant"] in wanted]
-        shown = [name for name in rows[0] if name != "variant" and any(r[name] for r in rows)]
-        lines = [shown, ["---"] * len(shown), *([row[name] for name in shown] for row in rows)]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return self.parse_text_to_nodes(text.replace(" ± ", "\u00a0±\u00a0"))
+        table = [line for line in file.read_text().splitlines() if line.startswith("| ")]
+        cells = ([c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table)
+        head, _, *rows = cells
+        wanted = [v.strip() for v in self.options.get("variants", "").split(",") if v.strip()]
+        trained = [row[head.index("config")].partition("<br>")[0].strip("`") for row in rows]
+        variants = [config.partition(":")[2] for config in trained]
+        if missing := {*wanted} - {*variants}:
+            raise self.error(f"{name} has no variant {', '.join(sorted(missing))}")
+        rows = [row for row, of in zip(rows, variants) if of in wanted or not wanted]
+        numbers = range(head.index("config"))
+        shown = [i for i in (*numbers, head.index("seeds")) if any(row[i] for row in rows)]
+        lines = [head, ["---"] * len(head), *rows]
+        text = "\n".join(f"| {' | '.join(line[i] for i in shown)} |" for line in lines)
+        text += f"\n\n[Commits, machines, commands](/results/{name}.md)"
+        return self.parse_text_to_nodes(text)
 
 
 class Zoo(SphinxDirective):
@@ -157,16 +161,28 @@ class Zoo(SphinxDirective):
         """Show what the file says."""
         file = ROOT / "docs" / "zoo.json"
         self.env.note_dependency(str(file))
-        lines = ["| name | what it is | numbers | size | sha256 |", "|---|---|---|---|---|"]
+        head = "name", "what it is", "numbers", "size", "sha256"
+        head += "config", "seed", "commit", "date", "hardware"
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         blocks = []
         for row in json.loads(file.read_text()):
             told = [(n, v) for n, v in row["metrics"].items() if "top1" in n or "accuracy" in n]
             numbers = ", ".join(f"{name} {value:.3f}" for name, value in told)
             size, sha256 = f"{row['bytes'] / 1024:.0f} KiB", f"`{row['sha256'][:12]}`"
             shown = f"`{row['name']}`", row["about"], numbers, size, sha256
+            commit = f"`{row['commit'][:12]}`"
+            shown += f"`{row['config']}`", str(row["seed"]), commit, row["date"], row["hardware"]
             lines.append(f"| {' | '.join(shown)} |")
             blocks += ["```", row["train"], row["take"], "```", ""]
         return self.parse_text_to_nodes("\n".join([*lines, "", *blocks]))
+
+
+def results(app, doctree):
+    """Mark the tables of what was measured, whose cells are one line each (_static/site.css)."""
+    folder, _, page = app.env.docname.partition("/")
+    if folder == "results" and page not in ("index", "published"):
+        for table in doctree.findall(nodes.table):
+            table["classes"].append("results")
 
 
 def mathml(self, node) -> None:
@@ -192,6 +208,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("include-read", included)
+    app.connect("doctree-read", results)
     app.add_directive("config", Config)
     app.add_directive("measured", Measured)
     app.add_directive("zoo", Zoo)

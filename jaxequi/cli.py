@@ -7,6 +7,7 @@ them. Bad input is one message and exit code 2; `--help` is the docstring and th
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import pathlib
@@ -94,18 +95,7 @@ def arguments(
     """
     argv = [_spelled_out(word) for word in argv]
     own.set_gnu_getopt()
-    reads_config = "config" in own
-    for name in list(own):
-        if name.partition(".")[0] == "config":
-            delattr(own, name)  # with the fields that an earlier command line set
-        else:
-            own[name].unparse()
-    if reads_config:
-        define_config(own, argv)
-    if _HELP & set(argv[1:]):
-        print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
-        sys.exit(0)
-    rest = _parsed(argv, own)
+    rest = _parsed(argv, own, usage)
     least = len(names) - bool(names and names[-1].startswith("["))
     most = sys.maxsize if names and "..." in names[-1] else len(names)
     if not least <= len(rest) <= most:
@@ -120,7 +110,18 @@ def _spelled_out(word: str) -> str:
     return re.sub(r"^(--?config\.backbone)=([A-Za-z]\w*)$", r"\1.name=\2", word)
 
 
-def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
+def _parsed(argv: list[str], own: flags.FlagValues, usage: str | None) -> list[str]:
+    reads_config = "config" in own
+    for name in list(own):
+        if name.partition(".")[0] == "config":
+            delattr(own, name)  # with the fields that an earlier command line set
+        else:
+            own[name].unparse()
+    if reads_config:
+        define_config(own, argv)
+    if _HELP & set(argv[1:]):
+        print(f"{(usage or '').strip()}\n{own.get_help(include_special_flags=False)}")
+        sys.exit(0)
     try:
         rest = own(argv)[1:]
         if "config" in own and own["config"].present:
@@ -145,8 +146,10 @@ def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
         while inner.args and isinstance(inner.args[0], BaseException):
             inner = inner.args[0]
         field, _, hint = str(inner.args[0] if inner.args else inner).partition("\n")
-        more = hint or _beside(argv, field.strip("'\""))
-        raise Refusal(f"unknown config field {field}. {more}".rstrip()) from error
+        parsed = _with_argument(argv, own, usage, field.strip("'\""))
+        if parsed is None:
+            raise Refusal(f"unknown config field {field}. {hint}".rstrip()) from error
+        return parsed
     except Refusal:
         raise
     except Exception as error:  # whatever else a config file does while it runs
@@ -155,16 +158,34 @@ def _parsed(argv: list[str], own: flags.FlagValues) -> list[str]:
         ) from error
 
 
-def _beside(argv: Sequence[str], field: str) -> str:
-    """How to give a part of the config an argument that it does not list."""
-    dotted = re.compile(rf"^--?config\.(.+)\.{re.escape(field)}(=|$)")
-    parent = next((found[1] for word in argv if (found := dotted.match(word))), "")
-    if not parent:
-        return ""
-    return (
-        f"'{parent}' does not list it; if what it names has such an argument, write it whole: "
-        f"--config.{parent}=\"{{'name': ..., '{field}': ...}}\""
-    )
+def _with_argument(
+    argv: list[str], own: flags.FlagValues, usage: str | None, field: str
+) -> list[str] | None:
+    """Parse again without a field that the config does not list, and add it to its part.
+
+    A part that has a `name` is given to what it names, which refuses arguments that are not its
+    own, and says which it has. None where the part has no name.
+    """
+    dotted = re.compile(rf"--?config\.(.+)\.{re.escape(field)}=(.*)", re.DOTALL)
+    found = {word: match for word in argv if (match := dotted.fullmatch(word))}
+    if not found:
+        return None
+    rest = _parsed([word for word in argv if word not in found], own, usage)
+    for match in found.values():
+        part = own.config
+        for name in match[1].split("."):
+            part = part.get(name) if isinstance(part, ml_collections.ConfigDict) else None
+        if not isinstance(part, ml_collections.ConfigDict) or "name" not in part:
+            return None
+        text = match[2].capitalize() if match[2] in ("true", "false") else match[2]
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        with part.unlocked():
+            part[field] = value
+        config_flags.get_override_values(own["config"])[f"{match[1]}.{field}"] = value
+    return rest
 
 
 def _said(text: str) -> str:

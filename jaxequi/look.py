@@ -5,6 +5,9 @@ parameters that were drawn for it, and prints class counts, channel statistics a
 
     python -m jaxequi.look "arrays(path='/usr/share/datasets/fashion-mnist')" \\
         --recipe "moco_v2(size=64)"
+
+SOURCE is written as in a config: a file of data/sources/, or a module of one's own by its dots,
+"my_project.my_source(root='images')".
 """
 
 from __future__ import annotations

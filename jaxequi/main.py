@@ -1,7 +1,8 @@
 """Train or evaluate what a config says: python -m jaxequi.main --config=configs/sie.py:vicreg,smoke
 
 The word after the colon names a variant, further words change its size (`smoke`: seconds, `paper`:
-the published experiment). Any field can be set: --config.batch_size=128.
+the published experiment). Any field can be set: --config.batch_size=128, and any argument of what
+a part names, listed or not: --config.backbone.name=octic_vit --config.backbone.group=d1.
 
   --workdir DIR   where everything goes (default: a new folder under runs/); the same command with
                   the same --workdir goes on where an interrupted run stopped

@@ -55,22 +55,32 @@ def split(pipe: str) -> list[str]:
 
 
 def _call(text: str, pipe: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Read `name` or `name(literal, key=literal)`."""
+    """Read `name` or `name(literal, key=literal)`; a name may have dots."""
     try:
         node = ast.parse(text, mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, [], {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = _name(node.func if isinstance(node, ast.Call) else node)
+        if name and not isinstance(node, ast.Call):
+            return name, [], {}
+        if name and isinstance(node, ast.Call):
             arguments = [ast.literal_eval(value) for value in node.args]
             keywords = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
             if all(k.arg for k in node.keywords) and len(keywords) == len(node.keywords):
-                return node.func.id, arguments, keywords
+                return name, arguments, keywords
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         pass  # a chain of operators is as deep as it is long; TypeError: a set or a key of lists
     raise Refusal(
         f"cannot read {_part(text)} in the pipe {_part(pipe)}; a step is written name or "
         "name(1, key=(0.1, 2)), with numbers, strings, tuples, None, True and False only."
     )
+
+
+def _name(node: ast.expr) -> str:
+    """`a` or `a.b.c`, and "" of whatever else."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
 def parse(pipe: str, ops: Mapping[str, Callable[..., T]], kind: str) -> list[T]:

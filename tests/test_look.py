@@ -60,3 +60,14 @@ def test_the_program_writes_a_image_of_pairs(tmp_path, capsys):
         assert sheet.width > 2 * 16
     assert look.main(["look", *arguments[:1], "--recipe", "moco_v3"]) == 2
     assert "moco_v2" in capsys.readouterr().err
+
+
+def test_a_source_of_ones_own_is_named_by_its_dots(tmp_path, capsys):
+    out = tmp_path / "look.png"
+    source = "docs.extend.examples.gratings(split='train')"
+    asked = ["--recipe", "cifar_eval(size=16)", "--out", str(out), "--examples", "8"]
+    assert look.main(["look", source, *asked]) == 0
+    assert "view 0: channel mean" in capsys.readouterr().out
+    assert out.exists()
+    assert look.main(["look", "docs.extend.examples.grating()", *asked]) == 2
+    assert "is a module of your own" in capsys.readouterr().err

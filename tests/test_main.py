@@ -12,6 +12,7 @@ import time
 import pytest
 
 from jaxequi import cli, main
+from jaxequi.experiment import networks
 from tests.flags import QUICK
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -47,10 +48,12 @@ NOT_EXACT = f"--config={ROOT}/configs/rotmnist.py:approximate27,smoke"
         (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'"),
         ((f"--config={ROOT}/configs/sie.py:vicrag",), "Did you mean 'vicreg'"),
         ((SMOKE, "--config.batchsize=4"), '"batch_size"'),
-        (
-            (SMOKE, "--config.val.source.root=a"),
-            "--config.val.source=\"{'name': ..., 'root': ...}\"",
-        ),
+        ((SMOKE, "--config.val.source.root=a"), "argument of data.sources 'scenes' in this config"),
+        ((SMOKE, "--config.backbone.widht=8"), "'widht'. Did you mean 'width'?"),
+        ((SMOKE, "--config.method.temperature=1.0"), "argument of methods 'sie' in this config"),
+        ((SMOKE, "--config.optimizer.momentun=0.9"), "momentun"),
+        ((SMOKE, "--config.train.sourc.name=a"), "unknown config field 'sourc'"),
+        ((SMOKE, "--config.backbone.widht=8", "--config.batchsize=4"), '"batch_size"'),
         ((f"--config={ROOT}/configs/linear.py",), "--config.init_from=FOLDER_OF_A_RUN"),
         ((SMOKE, "--workdir=/dev/null/x"), "cannot be used"),
         ((SMOKE, "extra"), "not 1 arguments ('extra')"),
@@ -88,6 +91,19 @@ def test_a_refusal_leaves_nothing(arguments, message, sie_run, tmp_path, monkeyp
     assert message in told
     assert "Traceback" not in told
     assert sorted(child.name for child in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_an_argument_that_the_config_does_not_list_reaches_what_it_names():
+    argv = ["--config.backbone.name=octic_vit", "--config.backbone.group=d1"]
+    argv += ["--config.backbone.invariant=true", "--config.backbone.symmetric=1"]
+    argv = ["main", f"--config={ROOT}/configs/mae.py:smoke", *argv]
+    cli.arguments(argv, main.FLAGS, [], main.__doc__)
+    config, overridden, _ = cli.config(main.FLAGS)
+    networks.follow_names(config, overridden)
+    assert {"backbone.group", "backbone.invariant", "backbone.symmetric"} <= {*overridden}
+    backbone = networks.make_backbone(config)
+    assert backbone.group.name == "d1"
+    assert (backbone.symmetric, backbone.invariant) == (1, True)
 
 
 def test_a_machine_that_is_not_there(tmp_path):

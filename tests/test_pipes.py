@@ -26,6 +26,13 @@ def test_ops_in_order_with_literals_alone():
     assert pipes.parse(" ", OPS, "op") == []
 
 
+def test_a_name_may_have_dots():
+    assert pipes.parse("mine.ops.echo(1)|flat", {**OPS, "mine.ops.echo": echo}, "op") == [
+        ((1,), {}),
+        1,
+    ]
+
+
 @pytest.mark.parametrize(
     ("pipe", "words"),
     [
@@ -44,8 +51,11 @@ def test_ops_in_order_with_literals_alone():
         ("flat(-1)", "'flat.-1.' in a pipe: too small"),
         ("flat(1, 2)", r"it takes flat\(number=1\)"),
         ("flut", "Did you mean 'flat'"),
+        ("os.path(1)", "unknown op 'os.path'"),
+        ("echo().b", "cannot read 'echo"),
+        ("echo" + ".b" * 1500, "unknown op 'echo.b"),
     ],
-    ids=range(15),
+    ids=range(18),
 )
 def test_another_string_is_refused_in_few_words(pipe, words):
     with pytest.raises(ValueError, match=words) as caught:

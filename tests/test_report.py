@@ -137,6 +137,25 @@ def test_classes_stand_in_the_order_of_their_accuracy():
     assert not axis.get_yticklabels()[2].get_parse_math()
 
 
+def test_heads_on_a_frozen_network_are_judged_class_by_class(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n')
+    logits = np.eye(3)[[0, 0, 1, 2, 0, 2]][:, None]
+    np.savez(
+        tmp_path / "features_val.npz",
+        **{
+            "heads/classification-all-linear": logits,
+            "heads/rotation-all-deep": np.ones((6, 1, 4)),
+        },
+        label=np.array([0, 0, 1, 1, 2, 2]),
+        class_names=["a", "b", "c"],
+    )
+    page = report.write(tmp_path).read_text()
+    assert "Accuracy by class (val, all-linear)" in page
+    assert "Accuracy of each class of val, all-linear, the hardest first: 0.667 over all" in page
+    assert [f.name for f in (tmp_path / "figures").iterdir()] == ["classes_val_all-linear.png"]
+
+
 def test_a_report_says_where_a_run_comes_from(tmp_path):
     config = {"method": {"name": "sie"}, "backbone": {"name": "vit"}, "batch_size": 8, "seed": 3}
     run = table.Run(tmp_path, config, [{"step": 5}])

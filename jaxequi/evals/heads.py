@@ -19,17 +19,17 @@ SETS = ("val",)
 def reads(tasks: Mapping[str, Any], **options: Any) -> tuple[str, ...]:
     """Names of the features that the evaluation reads."""
     del options
-    pairs = any(task.columns for task in tasks.values())
-    return ("heads", "label", *(("latent",) if pairs else ()))
+    numbers = any(task.columns for task in tasks.values())
+    return ("heads", "label", *(("latent",) if numbers else ()))
 
 
 def evaluate(sets: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]) -> dict[str, float]:
     """Score the outputs of the heads.
 
     Args:
-      sets: "val": "heads": outputs f32[n, V, C] or, of views 1 and 2, 3 and 4, ...,
-        f32[n, V // 2, K] under `<task>-<part>-<kind>`; "label" i32[n]; "latent" f32[n, V, L].
-      tasks: name -> `target` and `columns`, see `methods.linear.Task`.
+      sets: "val": "heads": outputs f32[n, V, C] or, of each `views` views together,
+        f32[n, V // views, K] under `<task>-<part>-<kind>`; "label" i32[n]; "latent" f32[n, V, L].
+      tasks: name -> `target`, `columns` and `views`, see `methods.linear.Task`.
 
     Returns:
       `cross_entropy`, `top1`, `top5`, or `mse`, `r2`, `r2_<column>`, `r2_columns` (the mean of
@@ -47,7 +47,7 @@ def evaluate(sets: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]) ->
                 scores[f"top{k}/{name}"] = float(classification.top_k(logits, labels, k))
             continue
         output = output.reshape(-1, output.shape[-1])
-        target = np.asarray(task.target(_pairs(features)))
+        target = np.asarray(task.target(_together(features, task.views)))
         by_column = regression.r2_per_column(output, target)
         scores[f"mse/{name}"] = float(regression.mean_squared_error(output, target))
         scores[f"r2/{name}"] = float(regression.r2(output, target))
@@ -58,10 +58,10 @@ def evaluate(sets: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]) ->
     return scores
 
 
-def _pairs(features: Mapping[str, Any]) -> dict[str, Any]:
-    """The targets of pairs of views: f32[n V // 2, 2, L] of "latent" f32[n, V, L]."""
+def _together(features: Mapping[str, Any], views: int) -> dict[str, Any]:
+    """The targets of so many views together: f32[n V // views, views, L] of "latent"."""
     if "latent" not in features:
         return dict(features)
     latent = np.asarray(features["latent"])
-    pairs = latent.shape[1] // 2
-    return {**features, "latent": latent[:, : 2 * pairs].reshape(-1, 2, latent.shape[-1])}
+    count = latent.shape[1] // views
+    return {**features, "latent": latent[:, : views * count].reshape(-1, views, latent.shape[-1])}

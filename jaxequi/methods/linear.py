@@ -60,13 +60,14 @@ class Task(NamedTuple):
     Attributes:
       target: batch -> classes i32[B], or numbers f32[B, K]; numpy or JAX, as the batch is.
       outputs: how many classes, or K.
-      columns: names of the K numbers, which are read off two views; empty for classes, which are
-        read off each view.
+      columns: names of the K numbers; empty for classes, which are read off each view.
+      views: how many views together the numbers are read off.
     """
 
     target: Callable[[Batch], Array]
     outputs: int
     columns: Sequence[str] = ()
+    views: int = 2
 
 
 def task(name: str, num_classes: int) -> Task:
@@ -75,6 +76,7 @@ def task(name: str, num_classes: int) -> Task:
       "classification"  the class of the object
       "rotation"        the relative pose of two views, as a quaternion x, y, z, w
       "euler"           the same, as extrinsic angles x, y, z in radians
+      "orientation"     the pose of one view, as a quaternion x, y, z, w
       "color"           differences of floor hue and light hue, not wrapped around
 
     Raises:
@@ -84,7 +86,7 @@ def task(name: str, num_classes: int) -> Task:
     def latent_of(batch: Batch) -> Array:
         if batch.get("latent") is None:
             raise Refusal(
-                f"the task {name!r} is told by the latents of two views, and this set has none; "
+                f"the task {name!r} is told by the latents of the views, and this set has none; "
                 "ask 'classification', or use a source with latents, such as 'scenes' or 'threedie'"
             )
         return batch["latent"]
@@ -95,6 +97,9 @@ def task(name: str, num_classes: int) -> Task:
             return quaternions.relative_pose(latent[:, 0], latent[:, 1], form)
 
         return between
+
+    def orientation(batch: Batch) -> Array:
+        return quaternions.from_euler_xyz(latent_of(batch)[:, 0, :3])
 
     def color(batch: Batch) -> Array:
         latent = latent_of(batch)
@@ -109,6 +114,7 @@ def task(name: str, num_classes: int) -> Task:
         "classification": Task(lambda b: b["label"], num_classes),
         "rotation": Task(pose("quaternion"), 4, ("x", "y", "z", "w")),
         "euler": Task(pose("euler"), 3, ("x", "y", "z")),
+        "orientation": Task(orientation, 4, ("x", "y", "z", "w"), views=1),
         "color": Task(color, 2, ("floor_hue", "light_hue")),
     }
     if name not in tasks:
@@ -163,7 +169,8 @@ class Heads(nn.Module):
     """Representations f32[B, V, R] to the output of each head, by its name.
 
     Classes are told of each view, f32[B, V, C], in training of the first one only, f32[B, 1, C].
-    Numbers are told of two views: of views 1 and 2, 3 and 4, ..., f32[B, V // 2, K].
+    Numbers are told of one view, f32[B, V, K], or of two: of views 1 and 2, 3 and 4, ...,
+    f32[B, V // 2, K].
 
     Attributes:
       before, behind: make a norm of what a head reads, and of what it says; None for none.
@@ -184,13 +191,13 @@ class Heads(nn.Module):
             task = self.tasks[head.task]
             x = representation[..., head.first : head.stop]
             if task.columns:
-                pairs = x.shape[1] // 2
-                if not pairs:
+                together = x.shape[1] // task.views
+                if not together:
                     raise Refusal(
                         f"{head.task} needs two views of an example, not {x.shape[1]}; set "
                         "--config.train.num_views=2"
                     )
-                x = x[:, : 2 * pairs].reshape(len(x), pairs, -1)
+                x = x[:, : task.views * together].reshape(len(x), together, -1)
             elif train:
                 x = x[:, :1]
             x = self._normed(self.before, x, head, train)

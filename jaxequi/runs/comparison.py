@@ -46,7 +46,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         (out / "table.csv").write_text(table.to_csv(lines))
         told = "".join(f"- {trend}\n" for trend in trends)
-        (out / "table.md").write_text(f"{table.markdown(lines)}\n{told}")
+        (out / "table.md").write_text(f"{table.markdown(table.cells(lines))}\n{told}")
         images = []
         for name, figure in made.items():
             file = out / "figures" / f"{name}.png"

@@ -26,6 +26,7 @@ from jaxequi.runs.page import Number, Page, Panel, render
 from jaxequi.train import provenance
 from jaxequi.train.workdir import EXAMPLES_FILE
 
+LOGITS = ("logits", "heads/classification-")  # names of features, of "label" too
 FIGURES = "figures"  # below the folder of a run
 NAMED_CLASSES = 40  # a longer list is drawn as a curve
 PROBED = (
@@ -231,13 +232,13 @@ def projection(arrays: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def by_class(arrays: Mapping[str, np.ndarray]) -> Figure:
+def by_class(arrays: Mapping[str, np.ndarray], logits: str = "logits") -> Figure:
     """How often each class is recognised, the hardest first; over all views.
 
     revisitAIRL logs it at the end of its linear evaluation.
     """
     labels = arrays["label"]
-    hits = (arrays["logits"].argmax(-1) == labels[:, None]).mean(1)
+    hits = (arrays[logits].argmax(-1) == labels[:, None]).mean(1)
     present, place = np.unique(labels, return_inverse=True)
     share = np.bincount(place, hits) / np.bincount(place)
     order = np.argsort(share, kind="stable")
@@ -366,20 +367,21 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         made[Panel("What the network sees", "examples", alt)] = examples(as_seen(seen, config))
     for file in sorted(workdir.glob("features_*.npz")):
         arrays, which = _load(file), file.stem.partition("_")[2]
-        if "representation" not in arrays:
-            continue
-        if arrays["representation"].shape[-1] > 1:
+        if "representation" in arrays and arrays["representation"].shape[-1] > 1:
             alt = f"Singular values of the representations of {which}, largest first, by part"
             title = f"Singular values ({which})"
             made[Panel(title, f"spectrum_{which}", alt)] = spectrum(arrays)
             alt = f"First two principal components of the representations of {which}, by class"
             title = f"Principal components ({which})"
             made[Panel(title, f"projection_{which}", alt)] = projection(arrays)
-        if {"logits", "label"} <= set(arrays):
-            hits = np.mean(arrays["logits"].argmax(-1) == arrays["label"][:, None])
-            alt = f"Accuracy of each class of {which}, the hardest first: {hits:.3f} over all"
-            title = f"Accuracy by class ({which})"
-            made[Panel(title, f"classes_{which}", alt)] = by_class(arrays)
+        for logits in [name for name in arrays if name.startswith(LOGITS) and "label" in arrays]:
+            # A classifier's own, or those of a head on a frozen network.
+            head = logits.partition("/")[2].removeprefix("classification-")
+            said, file_of = (f"{which}, {head}", f"{which}_{head}") if head else (which, which)
+            hits = np.mean(arrays[logits].argmax(-1) == arrays["label"][:, None])
+            alt = f"Accuracy of each class of {said}, the hardest first: {hits:.3f} over all"
+            panel = Panel(f"Accuracy by class ({said})", f"classes_{file_of}", alt)
+            made[panel] = by_class(arrays, logits)
         if "turned_logits" in arrays:
             found = turned.accuracies(arrays["turned_logits"], arrays["label"])
             alt = f"Accuracy on {which} by the angle of the image: mean {np.mean(found):.3f}"

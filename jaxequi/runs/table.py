@@ -22,6 +22,7 @@ from jaxequi.train.workdir import CONFIG_FILE
 
 ONLINE = "online"
 PARTS = {"all": "", "invariant": "-inv", "equivariant": "-equi"}  # ours -> the online heads'
+BAR = "\\|"  # in a cell of Markdown
 NO_RESULT = (
     "seed",
     "mesh",
@@ -76,9 +77,26 @@ COLUMNS = (
     Column("all quarter turns", ("val/turned/accuracy/unseen",)),
     Column(
         "rotation R2",
-        ("val/heads/r2/rotation-{part}-deep", "val/online/r2/representation{suffix}"),
+        (
+            "val/heads/r2/rotation-{part}-deep",
+            "val/heads/r2/rotation-{part}-linear",
+            "val/online/r2/representation{suffix}",
+        ),
     ),
-    Column("rotation R2 by column", ("val/heads/r2_columns/rotation-{part}-deep",)),
+    Column(
+        "rotation R2 by column",
+        (
+            "val/heads/r2_columns/rotation-{part}-deep",
+            "val/heads/r2_columns/rotation-{part}-linear",
+        ),
+    ),
+    Column(
+        "rotation R2 in training",  # on the objects that the heads learned from
+        ("train/heads/r2/rotation-{part}-deep", "train/heads/r2/rotation-{part}-linear"),
+    ),
+    Column("rotation R2 of embedding", ("val/online/r2/embedding{suffix}",)),
+    Column("orientation R2", ("val/heads/r2/orientation-{part}-deep",)),
+    Column("orientation R2 by column", ("val/heads/r2_columns/orientation-{part}-deep",)),
     Column("colour R2", ("val/heads/r2/color-{part}-deep",)),
     Column("MRR", ("val/retrieval/mrr",)),
     Column("H@1", ("val/retrieval/hit@1",)),
@@ -213,18 +231,23 @@ def labels(trained: Sequence[Trained]) -> list[str]:
 
 
 class Row(NamedTuple):
-    """One row: values of each column, one for each seed that has it."""
+    """One row: values of each column, one for each seed that has it, and the runs that they are of.
+
+    Of each seed `runs` holds the run that trained and, if there is one, the run that judged it.
+    """
 
     label: str
     encoder: str
     part: str
     protocol: str
     values: dict[str, list[float]]
+    runs: Sequence[Sequence[Run]] = ()
 
 
 def rows(trained: Sequence[Trained]) -> list[Row]:
     """Make the rows of the table."""
     table: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}
+    made: dict[tuple[str, str, str, str], list[Sequence[Run]]] = {}
     for label, one in zip(labels(trained), trained, strict=True):
         # Of one protocol, evaluations of unequal length are different evaluations.
         sources = [
@@ -237,18 +260,23 @@ def rows(trained: Sequence[Trained]) -> list[Row]:
         ]
         for encoder, protocol, run in sources or [(ONLINE, ONLINE, one.run)]:
             for part in PARTS:
-                for column in COLUMNS:
-                    value = run.value(column, part)
-                    if value is not None:
-                        cells = table.setdefault((label, encoder, part, protocol), {})
-                        cells.setdefault(column.title, []).append(value)
-    return [Row(*key, values) for key, values in table.items()]
+                key = (label, encoder, part, protocol)
+                found = {c.title: v for c in COLUMNS if (v := run.value(c, part)) is not None}
+                for title, value in found.items():
+                    table.setdefault(key, {}).setdefault(title, []).append(value)
+                if found:
+                    made.setdefault(key, []).append(
+                        (one.run,) if run is one.run else (one.run, run)
+                    )
+    return [Row(*key, values, made[key]) for key, values in table.items()]
 
 
 def shown(values: Sequence[float]) -> str:
-    """`0.532 ± 0.011 (3)`: mean, spread (standard deviation) and number of seeds."""
+    """`0.532 ± 0.011 (3)`: mean, spread (standard deviation) and number of seeds; `20` of a k."""
     if not values:
         return ""
+    if values[0] > 1 and {*values} == {round(values[0])}:  # no score, but how it was taken
+        return str(round(values[0]))
     mean = f"{statistics.fmean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else mean
 
@@ -282,11 +310,11 @@ def beside(runs: Mapping[str, Run]) -> list[list[str]]:
     return [head, *numbers]
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """The table in Markdown."""
-    head, *body = cells(table)
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, its head first, in Markdown."""
+    head, *body = lines
+    written = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(c.replace('|', BAR) for c in line)} |\n" for line in written)
 
 
 def to_csv(table: Sequence[Row]) -> str:

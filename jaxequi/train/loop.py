@@ -243,7 +243,9 @@ class _Loop:
                 f"best={job.best!r} is measured by no evaluation; there is {', '.join(metrics)}"
             )
         for name, arrays in features.items() if keep else ():
-            some = {k: v[:KEPT_EXAMPLES] for k, v in arrays.items() if isinstance(v, np.ndarray)}
+            told = {f"heads/{k}": v for k, v in arrays.get("heads", {}).items()}
+            flat = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)} | told
+            some = {k: v[:KEPT_EXAMPLES] for k, v in flat.items()}
             file = self.workdir / f"features_{name}.npz"
             folders.save_arrays(file, {**evaluate.about(job), **some})
         return metrics

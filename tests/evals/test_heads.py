@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxequi.evals import heads
+from jaxequi.groups import quaternions
 from jaxequi.methods import linear
 
 TASKS = linear.tasks(("classification", "color", "rotation"), 3)
@@ -46,6 +47,16 @@ def test_pairs_of_views_are_scored_each_and_an_odd_one_is_left_out():
     assert scores["r2/color-all-linear"] == pytest.approx(1)
     val["heads"] = {"color-all-linear": right[:, ::-1]}  # the pairs of each example exchanged
     assert heads.evaluate({"val": val}, TASKS)["r2/color-all-linear"] < 0.9
+
+
+def test_numbers_of_one_view_are_scored_in_each():
+    tasks = linear.tasks(("orientation",), 3)
+    latent = np.random.default_rng(0).uniform(-1, 1, (3, 5, 7))
+    right = quaternions.from_euler_xyz(latent[..., :3])
+    val = {"heads": {"orientation-all-deep": right}, "label": np.zeros(3, int), "latent": latent}
+    assert heads.evaluate({"val": val}, tasks)["mse/orientation-all-deep"] == 0
+    val["heads"] = {"orientation-all-deep": right[:, ::-1]}
+    assert heads.evaluate({"val": val}, tasks)["mse/orientation-all-deep"] > 0.01
 
 
 def test_what_it_reads():

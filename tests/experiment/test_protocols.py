@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import linear
+from configs import equivision, linear, rotmnist
 from jaxequi import experiment
 from jaxequi.errors import Refusal
 from jaxequi.experiment import sets
 from jaxequi.models import vit
+from jaxequi.runs import table
 from jaxequi.train import checkpoint, log, loop, optim, programs
 from jaxequi.train.state import lay
 
@@ -319,6 +320,30 @@ def test_rates_of_lars_by_the_length_of_the_run():
 def test_words_that_do_not_go_together(words, message):
     with pytest.raises(ValueError, match=message):
         linear.get_config(words)
+
+
+def test_what_is_published_of_a_config_stands_in_it():
+    """Beside the columns of `runs.table`, and only where the config is the published experiment."""
+    titles = {column.title for column in table.COLUMNS}
+    told = {}
+    for file, words in (
+        (linear, "mae,paper"),
+        (linear, "mae_finetune,large,paper"),
+        (linear, "mae_finetune,10percent,paper"),
+        (rotmnist, "approximate27,paper"),
+        (rotmnist, "approximate27,uniform,paper"),
+        (equivision, "d4resnet50,paper"),
+    ):
+        told[words] = file.get_config(words).published.to_dict()
+        assert {*told[words]} <= titles
+    assert list(told.values()) == [
+        {"top-1": 0.678},
+        {"top-1": 0.859},
+        {},
+        {"top-1": 0.985, "all quarter turns": 0.776},
+        {},
+        {"top-1": 0.789, "top-5": 0.946},
+    ]
 
 
 def test_published_layer_decay_is_that_of_the_size():

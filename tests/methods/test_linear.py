@@ -98,6 +98,23 @@ def test_targets():
     hues = np.stack([latent[:, 1, 3] - latent[:, 0, 3], latent[:, 1, 6] - latent[:, 0, 6]], 1)
     np.testing.assert_allclose(TASKS["color"].target(given), hues, rtol=1e-6)
     assert TASKS["rotation"].target(given).shape == (16, 4)
+    one = {**given, "latent": np.zeros((2, 2, 7))}
+    one["latent"][:, :, 2] = [[np.pi, 0], [0, 1]]  # of the second view nothing is asked
+    turned = linear.task("orientation", CLASSES).target(one)
+    np.testing.assert_allclose(turned, [[0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-15)
+
+
+def test_orientation_is_told_of_each_view():
+    asked = linear.tasks(("orientation",), CLASSES)
+    head = linear.head("orientation", "all", "linear", WIDTH, EQUI)
+    method = linear.of_heads([head], asked, Stored(WIDTH))
+    params, extra = method.init(jax.random.key(0), batch())
+    assert params[head.name]["linear_0"]["kernel"].shape == (WIDTH, 4)
+    views = batch()["views"]
+    told = method.encode(params, extra, views)["heads"][head.name]
+    swapped = method.encode(params, extra, views[:, ::-1])["heads"][head.name]
+    assert told.shape == (16, 2, 4)
+    np.testing.assert_allclose(told, swapped[:, ::-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +140,7 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(Refusal, match="these have 5"):
         method.loss(params, extra, short, None, None)
     without = {name: value for name, value in batch().items() if name != "latent"}
-    for name in ("rotation", "euler", "color"):
+    for name in ("rotation", "euler", "orientation", "color"):
         with pytest.raises(Refusal, match=f"the task '{name}' is told by the latents"):
             linear.task(name, CLASSES).target(without)
     for arguments, message in (

@@ -49,8 +49,10 @@ def test_rows_join_seeds_and_take_offline_evaluations_first(tmp_path):
     ]
     assert rows[0].values == {"rotation R2": [0.7, 0.8], "MRR": [0.4, 0.4]}
     assert rows[2].values == {"rotation R2": [0.3], "kNN": [0.9]}
-    assert "| 0.750 ± 0.071 (2) |" in table.markdown(rows)
-    assert "PRE" not in table.markdown(rows)  # which no run has
+    assert "| 0.750 ± 0.071 (2) |" in table.markdown(table.cells(rows))
+    assert table.shown([20.0, 20.0]) == "20"  # neighbours
+    assert table.shown([1.0, 1.0]) == "1.000 ± 0.000 (2)"
+    assert "PRE" not in table.markdown(table.cells(rows))  # which no run has
     lines = list(csv.DictReader(table.to_csv(rows).splitlines()))
     assert [line["seeds"] for line in lines] == ["2", "2", "1"]
     assert float(lines[0]["rotation R2"]) == pytest.approx(0.75)
