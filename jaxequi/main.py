@@ -28,7 +28,7 @@ from absl import flags
 from jaxequi import cli, experiment
 from jaxequi.errors import Refusal
 from jaxequi.experiment import before
-from jaxequi.train import log, loop, mesh
+from jaxequi.train import log, loop, mesh, peers
 from jaxequi.train import workdir as folders
 from jaxequi.train.job import Job
 
@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     config, overridden, given = cli.config(FLAGS)
     mesh.start_distributed()
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else new_workdir(given)
-    return train(config, overridden, workdir)
+    with peers.watched(loop.INTERRUPTED):  # another process may be lost while the run is built, too
+        return train(config, overridden, workdir)
 
 
 def train(

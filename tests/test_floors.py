@@ -20,7 +20,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {  # rooms beside the house, and what they may import apart from floors 0 and 1
-    "augment": set(),
+    "augment": {"nn"},
     "data": set(),
     "evals": {"data", "objectives"},
     "probes": {"nn"},

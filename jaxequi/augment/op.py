@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxequi.errors import Refusal
+from jaxequi.nn.spread import by_rows
 
 Array = jax.Array
 
@@ -53,16 +54,20 @@ def sometimes(name: str, p: float, function: Callable[[Array], Array]) -> Op:
 
 
 def each(function: Callable[..., Array], *batched: Array) -> Array:
-    """Map a function of one image over the first axis.
+    """Map a function of one image over the first axis; each device takes its own images.
 
     On a CPU image by image, so that branches not taken cost nothing and an image stays in
     the cache; elsewhere all at once, where a branch becomes a choice between both results.
     """
-    return jax.lax.platform_dependent(
-        *batched,
-        cpu=lambda *x: jax.lax.map(lambda one: function(*one), x),
-        default=lambda *x: jax.vmap(function)(*x),
-    )
+
+    def own(batched: tuple[Array, ...], _: tuple[()]) -> Array:
+        return jax.lax.platform_dependent(
+            *batched,
+            cpu=lambda *x: jax.lax.map(lambda one: function(*one), x),
+            default=lambda *x: jax.vmap(function)(*x),
+        )
+
+    return by_rows(own, batched, ())
 
 
 def check_probability(p: float) -> None:

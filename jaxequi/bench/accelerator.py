@@ -5,22 +5,27 @@
 Images are drawn once, on the device: no loader, no augmentation. `sie` is SIE with ResNet-18 and
 256 pixels, `moco` MoCo v2 with ResNet-50 and a queue of 65536, `mae` MAE with ViT-B/16,
 `c8resnet50` and `p4resnet44` are classified; with 224 and 32 pixels. `bytes` are arguments and
-what the compiler sets aside, `peak_bytes` what the device had in use, over all steps so far, where
-it tells. `torch` is the same networks and losses in torch's own layers, on its GPU if it has one:
-f32 as torch has it by default, and bf16 by autocast; absent where torch is not installed. It has
-not run on a GPU yet.
+what the compiler sets aside, `peak_bytes` what the device had in use, where it tells. `torch` is
+the same networks and losses in torch's own layers, on its GPU if it has one: f32 as torch has it
+by default, and bf16 by autocast; absent where torch is not installed.
+
+Each measurement has a process, and so the device, to itself. One that fails, dies or takes longer
+than `PATIENCE` has `error` in place of numbers. Each is a line of JSON on stderr as soon as it is
+there, so that what is cut short keeps what it has. It has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxequi.bench import _program, _torch
+from jaxequi.bench import _apart, _program, _torch
 from jaxequi.methods import mae, moco, sie, supervised
 from jaxequi.models import gresnet, resnet, steerable_resnet, torchvision_resnet, vit
 from jaxequi.train import optim
@@ -31,6 +36,7 @@ SIDE = {"sie": 256, "moco": 224, "mae": 224, "c8resnet50": 225, "p4resnet44": 32
 TINY_BATCH, TINY_SIDE = 4, 32
 QUEUE, CLASSES = 65536, 1000
 DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PATIENCE = 300.0  # seconds for a measurement, with all that it compiles
 
 
 def run(tiny: bool = False, repeats: int = 10) -> dict[str, Any]:
@@ -41,33 +47,46 @@ def run(tiny: bool = False, repeats: int = 10) -> dict[str, Any]:
       repeats: of each step, of which the fastest counts.
 
     Returns:
-      The device, and by step and type of the computation its seconds, examples a second, bytes and
+      By step and type of the computation its device, seconds, examples a second, bytes and
       operations a second.
     """
-    device = jax.devices()[0]
-    found: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__}
-    makes = _methods(tiny)
-    for name, make in makes.items():
-        rows = TINY_BATCH if tiny else BATCH[name]
-        batch = _batch(name, rows, TINY_SIDE if tiny else SIDE[name])
-        optimizer = optim.make("sgd", momentum=0.9, base_lr=0.03, batch_size=rows, total_steps=100)
-        found[name] = {}
-        for kind, dtype in DTYPES.items():
-            one: dict[str, Any] = _program.measure(make(dtype), optimizer, batch, repeats)
-            one |= {
-                "batch_size": rows,
-                "examples_per_second": rows / one["seconds"],
-                "flops_per_second": one["flops"] / one["seconds"],
-                "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
-            }
-            found[name][kind] = one
+    found: dict[str, Any] = {"jax": jax.__version__}
+    parts = [(ours, name, found) for name in BATCH]
     if importlib.util.find_spec("torch"):
-        found["torch"] = _torch.run(
-            {name: TINY_BATCH if tiny else BATCH[name] for name in _torch.STEPS},
-            {name: TINY_SIDE if tiny else SIDE[name] for name in _torch.STEPS},
-            repeats,
-        )
+        found["torch"] = {}
+        parts += [(torchs, name, found["torch"]) for name in _torch.STEPS]
+    order = list(BATCH)
+    for measure, name, where in sorted(parts, key=lambda part: order.index(part[1])):
+        where[name] = {}
+        for kind in DTYPES:
+            one = _apart.call(PATIENCE, measure, name, kind, tiny, repeats)
+            where[name][kind] = one
+            said = {"step": name, "dtype": kind, "of": measure.__name__, **one}
+            print(json.dumps(said), file=sys.stderr, flush=True)
     return found
+
+
+def ours(name: str, kind: str, tiny: bool, repeats: int) -> dict[str, Any]:
+    """Measure one of our steps in one type."""
+    device, rows = jax.devices()[0], TINY_BATCH if tiny else BATCH[name]
+    batch = _batch(name, rows, TINY_SIDE if tiny else SIDE[name])
+    optimizer = optim.make("sgd", momentum=0.9, base_lr=0.03, batch_size=rows, total_steps=100)
+    method = _methods(tiny)[name](DTYPES[kind])
+    one: dict[str, Any] = _program.measure(method, optimizer, batch, repeats)
+    return {
+        "device": device.device_kind,
+        **one,
+        "batch_size": rows,
+        "examples_per_second": rows / one["seconds"],
+        "flops_per_second": one["flops"] / one["seconds"],
+        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+
+
+def torchs(name: str, kind: str, tiny: bool, repeats: int) -> dict[str, Any]:
+    """Measure the same step of torch."""
+    rows, side = (TINY_BATCH, TINY_SIDE) if tiny else (BATCH[name], SIDE[name])
+    return _torch.measure(name, kind, rows, side, repeats)
 
 
 def _methods(tiny: bool) -> dict[str, Callable[[Any], Method]]:

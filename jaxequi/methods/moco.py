@@ -19,6 +19,8 @@ all, or among the five nearest), and what shows a collapse (`_siamese.signs`).
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +32,6 @@ from jaxequi.errors import Refusal
 from jaxequi.methods import _siamese
 from jaxequi.nn import heads
 from jaxequi.nn import norm as norms
-from jaxequi.nn.spread import over_devices
 from jaxequi.objectives.contrastive import infonce, l2_normalize
 from jaxequi.types import Array, Batch, Features, Method, Output, Progress, PyTree
 
@@ -113,14 +114,14 @@ def make(
         return params, {**extra, "own": own}
 
     def encode_keys(target: PyTree, views: list[Array], key: Array) -> tuple[list[Array], PyTree]:
-        if not shuffle:
+        together: AbstractContextManager[Any] = contextlib.nullcontext()
+        if shuffle:
+            # The place of each key in the order drawn decides with whom it is normalised.
+            order = jax.random.permutation(key, len(views[0]))
+            together = norms.regrouped(jnp.argsort(order))
+        with together:
             seen, target = _siamese.see_target(f_k, target, views)
-            return [encoded.prediction for encoded in seen], target
-        order = jax.random.permutation(key, len(views[0]))
-        shuffled = [over_devices(jnp.take(images, order, axis=0)) for images in views]
-        seen, target = _siamese.see_target(f_k, target, shuffled)
-        back = jnp.argsort(order)
-        return [encoded.prediction[back] for encoded in seen], target
+        return [encoded.prediction for encoded in seen], target
 
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress

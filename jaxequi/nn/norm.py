@@ -8,9 +8,9 @@ own layer cannot do that, and keeps a biased running variance.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -33,13 +33,17 @@ def _rows(x: Array, groups: int) -> Array:
 
     XLA's CPU reductions are two to five times slower over an array with axes of length one.
     """
-    batch, channels = x.shape[0], x.shape[-1]
+    channels = x.shape[-1]
+    _check_groups(len(x), groups)
+    shape = (-1, channels) if groups == 1 else (groups, -1, channels)
+    return at_least_f32(x).reshape(shape)
+
+
+def _check_groups(batch: int, groups: int) -> None:
     if groups < 1 or batch % groups:
         raise Refusal(
             f"BatchNorm: groups={groups} does not divide the batch of {batch}; choose a divisor."
         )
-    shape = (-1, channels) if groups == 1 else (groups, -1, channels)
-    return at_least_f32(x).reshape(shape)
 
 
 def _field_means(rows: Array, groups: int, field_size: int) -> Array:
@@ -216,8 +220,7 @@ class BatchNorm(nn.Module):
         return y
 
 
-@contextlib.contextmanager
-def by_segment(segment: Array, segments: int) -> Iterator[None]:
+def by_segment(segment: Array, segments: int) -> AbstractContextManager[Any]:
     """Inside, every `BatchNorm` in training normalises each segment by its own statistics.
 
     As if the segments passed one after the other: a network sees parts of any sizes, which are not
@@ -231,18 +234,54 @@ def by_segment(segment: Array, segments: int) -> Iterator[None]:
       segments: how many there are.
     """
 
+    def parts(norm: BatchNorm) -> tuple[Array, int]:
+        return _part(segment, segments, norm.groups), segments * norm.groups
+
+    return _normalising(parts, least=2)
+
+
+def regrouped(place: Array) -> AbstractContextManager[Any]:
+    """Inside, every `BatchNorm` in training groups the examples as if they stood elsewhere.
+
+    What a network gives is that of a batch in another order, put back, but no example moves between
+    devices: sums travel in their place.
+
+    Args:
+      place: i32[B], of each example; a permutation.
+
+    Raises:
+      ValueError: while tracing, groups do not divide B.
+    """
+
+    def parts(norm: BatchNorm) -> tuple[Array, int] | None:
+        _check_groups(len(place), norm.groups)
+        return None if norm.groups == 1 else (place // (len(place) // norm.groups), norm.groups)
+
+    return _normalising(parts, least=1)
+
+
+def _normalising(
+    parts: Callable[[BatchNorm], tuple[Array, int] | None], least: int
+) -> AbstractContextManager[Any]:
+    """Inside, norms in training normalise parts of the batch by their own statistics.
+
+    Args:
+      parts: of a norm the part of each example, i32[B], and how many there are; None for its own.
+      least: examples that the running statistics ask of a part.
+    """
+
     def normalise(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if not isinstance(module, BatchNorm) or context.method_name != "__call__":
             return next_function(*args, **kwargs)
         x, evaluate = (*args, kwargs.get("use_running_average"))[:2]
-        if nn.merge_param("use_running_average", module.use_running_average, evaluate):
+        evaluates = nn.merge_param("use_running_average", module.use_running_average, evaluate)
+        cut = None if evaluates else parts(module)
+        if cut is None:
             return next_function(*args, **kwargs)
-        part = _part(segment, segments, module.groups)
-        return _normalise_parts(module, x, part, segments * module.groups)
+        return _normalise_parts(module, x, *cut, least)
 
-    with nn.intercept_methods(normalise):
-        yield
+    return nn.intercept_methods(normalise)
 
 
 def _part(segment: Array, segments: int, groups: int) -> Array:
@@ -255,16 +294,16 @@ def _part(segment: Array, segments: int, groups: int) -> Array:
     return segment * groups + place // size[segment]
 
 
-def _normalise_parts(module: BatchNorm, x: Array, part: Array, parts: int) -> Array:
+def _normalise_parts(module: BatchNorm, x: Array, part: Array, parts: int, least: int) -> Array:
     batch, fields = len(x), x.shape[-1] // module.field_size
-    hot = (part == jnp.arange(parts)[:, None]).astype(jnp.float32)
+    means, variances = moments(x, batch, module.field_size)  # of each example
+    hot = (part == jnp.arange(parts)[:, None]).astype(means.dtype)
     members = jnp.sum(hot, axis=1, keepdims=True)
     share = hot / jnp.maximum(members, 1)
 
     def mean_of(values: Array) -> Array:
         return jnp.matmul(share, values, precision="highest")
 
-    means, variances = moments(x, batch, module.field_size)  # of each example
     mean = mean_of(means)
     var = mean_of(variances + jnp.square(means - mean[part]))
     scale, bias = jnp.ones(fields), jnp.zeros(fields)
@@ -277,7 +316,7 @@ def _normalise_parts(module: BatchNorm, x: Array, part: Array, parts: int) -> Ar
     }
     unbiased = var * correction
     for i in range(0, parts, module.groups):
-        take = jnp.where(members[i] > 1, module.momentum, 0.0)
+        take = jnp.where(members[i] >= least, module.momentum, 0.0)
         for name, value in zip(running, (mean[i], unbiased[i]), strict=True):
             running[name] = (1 - take) * running[name] + take * value
     for name, value in running.items():

@@ -151,8 +151,11 @@ def plan(
         verdict, capacity = cost, cost.capacity
         # The rest is what the step would cost if it fitted.
         cost = dataclasses.replace(guess, memory=max(cost.used, guess.state))
-    fits = verdict is None and cost.memory <= capacity
+    # What the TPU's compiler takes fits, though our count, with the program's code, be larger.
+    taken = how == "compiled" and part.chip.platform == "tpu"
+    fits = verdict is None and (taken or cost.memory <= capacity)
     fixed = step.state + step.found.whole
+    largest = estimate.largest_batch(cost.memory, fixed, capacity, job.batch_size, n)
     times = estimate.roofline(part, cost, step.share16)
     hours = times.lower * job.total_steps / HOUR
     found: dict[str, Any] = {
@@ -172,7 +175,7 @@ def plan(
         "capacity_bytes": capacity,
         "spare_bytes": capacity - cost.memory,
         "state_bytes": step.state,
-        "largest_batch": estimate.largest_batch(cost.memory, fixed, capacity, job.batch_size, n),
+        "largest_batch": max(largest, job.batch_size) if fits else largest,
         "flops": cost.flops,
         "flops_needed": step.needed / n,
         "repeated": estimate.repeated(cost, step.needed, n) if how == "compiled" else 1.0,

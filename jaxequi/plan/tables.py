@@ -13,7 +13,8 @@ def of_plan(plan: Mapping[str, Any]) -> str:
     """A plan's table, its scaling and its advice."""
     config = plan["config"]
     fits = _verdict(plan["fits"], plan["how"])
-    word = "spare" if plan["fits"] else "too much"
+    over = "over with the program's code" if plan["fits"] else "too much"
+    word = over if plan["spare_bytes"] < 0 else "spare"
     seconds = plan["seconds"]
     parts = ", ".join(f"{word} {_time(seconds[part])}" for part, word in PARTS.items())
     collectives = plan["collective_bytes"]

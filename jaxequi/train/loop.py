@@ -89,7 +89,7 @@ def run(job: Job, workdir: pathlib.Path) -> int:
         else:
             state, rows = programs.initialise(), []
             told.say(_table(job, state, programs))
-        stack.enter_context(peers.watched(INTERRUPTED))
+        stack.enter_context(peers.watched(INTERRUPTED))  # innermost: all ends wait for the lost
         stack.callback(profiling.end)
         loop = _Loop(job, workdir, programs, checkpoints, told, interruption, began)
         if not job.total_steps:

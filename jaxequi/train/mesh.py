@@ -33,6 +33,7 @@ _WAITED = (
     f"has waited {PATIENCE} s for the others of its run. Those that are missing did not say this: "
     "look why they did not start, and start all of them again."
 )
+_PORTS = 2**16 - 2**12  # from here on: of one of them process 0 of a job of Slurm answers
 # What srun tells each of its tasks, and JAX reads.
 _OF_SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_NODELIST")
 
@@ -190,41 +191,64 @@ def placed_shapes(mesh: Mesh, shapes: Batch) -> PyTree:
 def start_distributed() -> None:
     """Join the other processes of a cluster, where there is one; alone, do nothing.
 
-    Clusters that JAX detects by itself: Cloud TPU, Slurm, Open MPI, Kubernetes. By hand: set
+    Clusters that are detected: Slurm, Cloud TPU, Open MPI, Kubernetes. By hand: set
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ValueError: JAX finds no device, the environment says half of what it must, or by the address
-        some processes do not come within `PATIENCE` seconds.
+      ValueError: JAX finds no device, the environment says half of what it must, or, by hand or by
+        Slurm, some processes do not come within `PATIENCE` seconds.
     """
     env = os.environ
-    several = any((_number(v) or 1) > 1 for v in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     # On a TPU VM libtpu is installed; initialising is right for one host and for a pod.
     tpu = importlib.util.find_spec("libtpu") and "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        address = env["JAX_COORDINATOR_ADDRESS"]
-        count, mine = (_number(v) for v in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        if count is None or mine is None or not 0 <= mine < count:
-            raise Refusal(
-                f"JAX_COORDINATOR_ADDRESS={address} with JAX_NUM_PROCESSES={count} and "
-                f"JAX_PROCESS_ID={mine}: set all three, the last one from 0 to the number of "
-                "processes less 1; or none, for one process"
-            )
+    if cluster := _by_hand() or _by_slurm():
+        address, count, mine = cluster
         roll_call.hold(address, count, mine, PATIENCE)
         with peers.on_abort(_ALONE, f"process {mine} of {count} {_WAITED}"):
             jax.distributed.initialize(address, count, mine, initialization_timeout=PATIENCE)
-    elif several or tpu or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env):
-        # By mpirun, too, one starts within an allocation of Slurm.
-        by_slurm = (_number("SLURM_NTASKS") or 1) > 1 and "OMPI_COMM_WORLD_SIZE" not in env
-        lacking = [v for v in _OF_SLURM if v not in env] if by_slurm else []
-        if lacking:
-            raise Refusal(
-                f"SLURM_NTASKS={env['SLURM_NTASKS']}, but there is no {', '.join(lacking)}: start "
-                "the command by srun, or unset SLURM_NTASKS for one process"
-            )
+    elif (
+        (_number("OMPI_COMM_WORLD_SIZE") or 1) > 1
+        or tpu
+        or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env)
+    ):
         with peers.on_abort(_ALONE, f"this process {_WAITED}"):
             jax.distributed.initialize(initialization_timeout=PATIENCE)
     _device_count()
+
+
+def _by_hand() -> tuple[str, int, int] | None:
+    """Address of process 0, number of processes, and which of them this is."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        return None
+    count, mine = (_number(v) for v in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    if count is None or mine is None or not 0 <= mine < count:
+        raise Refusal(
+            f"JAX_COORDINATOR_ADDRESS={address} with JAX_NUM_PROCESSES={count} and "
+            f"JAX_PROCESS_ID={mine}: set all three, the last one from 0 to the number of "
+            "processes less 1; or none, for one process"
+        )
+    return address, count, mine
+
+
+def _by_slurm() -> tuple[str, int, int] | None:
+    """The same, as srun says it; the address is the one that JAX makes of it."""
+    env = os.environ
+    count = _number("SLURM_NTASKS") or 1
+    if count == 1 or "OMPI_COMM_WORLD_SIZE" in env:  # by mpirun one starts within an allocation too
+        return None
+    lacking = [v for v in _OF_SLURM if v not in env]
+    if lacking:
+        raise Refusal(
+            f"SLURM_NTASKS={count}, but there is no {', '.join(lacking)}: start the command by "
+            "srun, or unset SLURM_NTASKS for one process"
+        )
+    mine, job = _number("SLURM_PROCID") or 0, _number("SLURM_JOB_ID") or 0
+    # The first of node[001-015,020],other[1,2] is node001.
+    first = re.match(r"([^,[]*)(?:\[([^],-]*))?", env["SLURM_STEP_NODELIST"])
+    host = "".join(part or "" for part in first.groups()) if first else ""
+    port = _number("JAX_COORDINATOR_PORT") or _PORTS + job % (2**16 - _PORTS)
+    return f"{host}:{port}", count, mine
 
 
 def _number(variable: str) -> int | None:

@@ -51,7 +51,8 @@ def _call(port: int, count: int, patience: float, deadline: float) -> str:
         except OSError as error:
             raise Refusal(
                 f"process 0 cannot listen at port {port} ({error}); let "
-                "JAX_COORDINATOR_ADDRESS name a port that is free on this host"
+                "JAX_COORDINATOR_ADDRESS (by srun: JAX_COORDINATOR_PORT) name one that is free on "
+                "this host"
             ) from error
         stack.enter_context(server)
         present = []

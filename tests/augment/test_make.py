@@ -1,5 +1,8 @@
 """The composition: shapes, parameters, pairing of pipes and views, mixing, and its laws."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from jaxequi import augment
 from jaxequi.augment import geometry, mixture
+from jaxequi.train import mesh as meshes
 
 BATCH = {
     "views": np.random.default_rng(0).integers(0, 256, (4, 2, 9, 9, 3), dtype=np.uint8),
@@ -57,18 +61,26 @@ def test_draws_depend_on_the_key_alone(keys):
     assert len(np.unique(jitter)) > 1
 
 
-def test_eight_devices_draw_what_one_draws(keys):
-    """Laid over all devices, the batch gets the parameters and levels of one device."""
-    batch = {"views": np.tile(BATCH["views"], (2, 1, 1, 1, 1))}
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    spread = jax.NamedSharding(mesh, jax.P("data"))
-    run = jax.jit(augment.make([FULL]))
+@pytest.mark.parametrize("pipes", [[FULL], [FULL, "normalise('unit')"]])
+def test_each_of_eight_devices_augments_its_own_images_as_one_would(pipes, keys):
+    batch = {"views": np.tile(BATCH["views"], (4, 1, 1, 1, 1))}
+    mesh = meshes.make_mesh(4, 2)
+    whole = meshes.replicated(mesh)
+    run = augment.make(pipes)
     key = next(keys)
-    alone = run(key, batch)
-    many = run(key, jax.device_put(batch, spread))
+    alone = jax.jit(run)(key, batch)
+    with meshes.known(mesh):
+        program = jax.jit(run, in_shardings=(whole, meshes.over_batch(mesh))).lower(key, batch)
+    many = (program := program.compile())(key, meshes.to_global(mesh, batch, len(batch["views"])))
     np.testing.assert_allclose(many["views"], alone["views"], atol=1e-5)
     for name, drawn in alone["aug"].items():
         np.testing.assert_array_equal(many["aug"][name], drawn)
+    assert many["views"].sharding.shard_shape(many["views"].shape)[0] == len(batch["views"]) // 8
+    text, side = program.as_text(), batch["views"].shape[2]
+    found = {int(n) for n in re.findall(rf"\w\[(\d+),(?:\d,)?{side},{side},3\]", text)}
+    images = math.prod(batch["views"].shape[:2])
+    assert found
+    assert max(found) <= images // 8  # no device holds more
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,30 @@ from jaxequi.train import mesh as meshes
 from jaxequi.train import programs
 
 METHODS = {
-    "moco": (moco, "v2"),  # shuffles its keys
+    "moco": (moco, "v2"),
     "eqinv": (eqinv, "eqinv"),  # compares its batch with a table
     "ipirm_mixup": (ipirm, "ipirm_mixup"),  # mixes each image with another one
     "sie": (sie, "sie"),
 }
 
 
-def arithmetic(file, variant, data, fsdp=1):
-    """Operations of the products of a step on each of so many devices."""
+def compiled(file, variant, data, fsdp=1, groups=1):
+    """A step as each of so many devices runs it, and its job."""
     config = file.get_config(f"{variant},smoke")
-    config.batch_size, config.norm.groups = 16, 1
+    config.batch_size, config.norm.groups = 16, groups
     config.mesh = {"data": data, "fsdp": fsdp}
     config.backbone = ml_collections.ConfigDict({"name": "tests.experiment.tiny", "features": 16})
     config.evals, config.eval_every_steps, config.best = {}, 0, None
     if "init_from" in config and "before" in config:
         config.init_from = None
-    step, _ = programs.trace_step(experiment.build(config))
-    return program.products(step.lower().compile().as_text())
+    job = experiment.build(config)
+    step, _ = programs.trace_step(job)
+    return step.lower().compile().as_text(), job
+
+
+def arithmetic(*given):
+    """Operations of the products of a step on each of so many devices."""
+    return program.products(compiled(*given)[0])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,6 +49,15 @@ def test_eight_devices_share_the_arithmetic(name):
     alone, shared = (arithmetic(*METHODS[name], devices) for devices in (1, 8))
     assert alone > 0
     assert 8 * shared < 1.2 * alone  # what is of the whole batch is small
+
+
+def test_keys_are_shuffled_and_no_image_moves():
+    text, job = compiled(moco, "v2", 8, 1, 4)
+    assert job.config["method"]["shuffle"]
+    moved = [one for one in program.collectives(text) if one.kind != "all-reduce"]
+    assert moved  # keys go to the queue of every device
+    views = job.shapes()["views"].shape
+    assert sum(one.bytes for one in moved) < 4 * math.prod(views[2:])  # one image
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxequi.nn.norm import BatchNorm, batch_norm, by_segment, moments, normalize
+from jaxequi.nn.norm import BatchNorm, batch_norm, by_segment, moments, normalize, regrouped
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -196,3 +196,30 @@ def test_segments_are_batches_one_after_the_other(groups, parts):
             variables = stepped[0][1]
     for name, found in after["batch_stats"].items():
         np.testing.assert_allclose(found, variables["batch_stats"][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("groups", "rank"), [(1, 4), (2, 4), (4, 4), (8, 4), (4, 2)])
+def test_a_batch_that_is_regrouped_is_one_in_another_order(groups, rank):
+    random = np.random.default_rng(0)
+    shape = (8, 3, 3, 4) if rank == 4 else (8, 4)
+    x = jnp.asarray(random.normal(1, 2, shape), jnp.float32)
+    order = jnp.asarray([5, 0, 3, 7, 1, 6, 2, 4])
+    norm = BatchNorm(groups=groups)
+    variables = start(norm, x)
+
+    @jax.jit
+    def regrouping(variables, x):
+        with regrouped(jnp.argsort(order)):
+            return norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
+
+    found, after = regrouping(variables, x)
+    wanted, expected = train(norm, variables, x[order])
+    np.testing.assert_allclose(found[order], wanted, rtol=1e-4, atol=1e-5)
+    for name, value in expected["batch_stats"].items():
+        np.testing.assert_allclose(after["batch_stats"][name], value, rtol=1e-5)
+
+
+def test_groups_that_do_not_divide_a_regrouped_batch():
+    norm, x = BatchNorm(groups=3), jnp.ones((8, 4))
+    with regrouped(jnp.arange(8)), pytest.raises(ValueError, match="groups=3 does not divide"):
+        norm.apply({}, x, use_running_average=False, mutable=True)

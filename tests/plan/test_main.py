@@ -1,5 +1,6 @@
 """The program: from a command line to a plan."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from configs import simsiam
 from jaxequi.plan import __main__ as plan
-from jaxequi.plan import chips, inputs, program
+from jaxequi.plan import chips, inputs, planning, program, tables
 
 SMOKE = "--config=configs/simsiam.py:simsiam,smoke"
 
@@ -50,6 +52,27 @@ def test_an_estimate_compiles_nothing(capsys):
     remat, split = tpu["effects"]["remat=True"], tpu["effects"]["fsdp=4"]
     assert remat["memory_bytes"] <= tpu["memory_bytes"]
     assert split["memory_bytes"] < tpu["memory_bytes"]
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_what_the_compiler_takes_fits():
+    step = planning.traced(inputs.job(simsiam.get_config("simsiam,smoke"), (), 4))
+
+    def plan(part, how):
+        part = chips.parse(part)
+        over = dataclasses.replace(planning.estimated(step), memory=part.chip.memory + 2**20)
+        return planning.plan(part, step, over, how)
+
+    taken = plan("v5e:2x2", "compiled")
+    assert taken["fits"]
+    assert taken["largest_batch"] == 8
+    told = "fits: 15.75 GiB of 15.75 GiB on a device, 1.00 MiB over with the program's code"
+    assert told in tables.of_plan(taken)
+    for part, how in (("v5e:2x2", "estimated"), ("h100:4", "compiled")):  # of a GPU our count decides
+        refused = plan(part, how)
+        assert not refused["fits"]
+        assert refused["largest_batch"] < 8
+        assert "1.00 MiB too much" in tables.of_plan(refused)
 
 
 def test_a_published_experiment_needs_no_data():

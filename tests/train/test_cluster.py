@@ -17,7 +17,7 @@ WORDS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLUR
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for name in (*WORDS, *mesh._OF_SLURM, "OMPI_COMM_WORLD_SIZE"):
+    for name in (*WORDS, *mesh._OF_SLURM, "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(mesh, "PATIENCE", 1)
     monkeypatch.setattr("jax.distributed.initialize", lambda *given, **more: joined.append(given))
@@ -37,6 +37,10 @@ def alone(monkeypatch):
         ({"SLURM_NTASKS": "8"}, "no SLURM_PROCID, SLURM_LOCALID, SLURM_JOB_ID, SLURM_STEP_NODE"),
         ({"SLURM_NTASKS": "8", **dict.fromkeys(mesh._OF_SLURM[:3], "1")}, "SLURM_STEP_NODELIST"),
         ({"SLURM_NTASKS": "-1"}, "SLURM_NTASKS='-1'"),
+        (
+            {"SLURM_NTASKS": "2", **dict(zip(mesh._OF_SLURM, ("1", "0", "5", "localhost")))},
+            "process 0, which should listen at localhost:61445, has not answered for 1 s",
+        ),
     ],
 )
 def test_half_an_environment_is_refused_within_seconds(env, message, alone, monkeypatch):
@@ -113,6 +117,30 @@ def test_processes_of_an_address_join_when_all_are_there(alone, monkeypatch):
     mesh.start_distributed()
     assert called == [("a:1", 2, 1, 1)]
     assert alone == [("a:1", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("one", "one"),
+        ("gpu-3,gpu-5", "gpu-3"),
+        ("node[003-005,007],other", "node003"),
+        ("node[12,14-15]", "node12"),
+        ("node[7]", "node7"),
+    ],
+)
+def test_tasks_of_slurm_join_when_all_are_there(nodes, host, alone, monkeypatch):
+    called = []
+    monkeypatch.setattr(roll_call, "hold", lambda *given: called.append(given))
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    for name, value in zip(mesh._OF_SLURM, ("9", "1", "4099", nodes)):
+        monkeypatch.setenv(name, value)
+    mesh.start_distributed()
+    assert called == [(f"{host}:61443", 16, 9, 1)]  # 61440 + 4099 modulo 4096, as JAX has it
+    assert alone == [(f"{host}:61443", 16, 9)]
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    mesh.start_distributed()
+    assert alone[1] == (f"{host}:1234", 16, 9)
 
 
 def test_mpirun_within_an_allocation_of_slurm(alone, monkeypatch):

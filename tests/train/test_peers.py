@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -23,10 +24,24 @@ ABORT = "threading.Thread(target=ctypes.CDLL(None).abort).start(); threading.Eve
 GLOO = "raise jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllReduce failed: Connection closed')"
 
 
-def child(body):
+PROGRAM = """
+import ctypes, threading, jax
+from jaxequi import main
+jax.process_count = lambda: 2
+def train(*given):
+    {body}
+main.train, main.mesh.start_distributed = train, lambda: None
+main.main(["main", "--config=configs/mae.py:smoke", "--workdir=none"])
+print("went on")
+"""
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def child(body, program=CHILD):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [sys.executable, "-c", CHILD.format(body=body)],
+        [sys.executable, "-c", program.format(body=body)],
+        cwd=ROOT,
         env=env,
         capture_output=True,
         text=True,
@@ -34,9 +49,13 @@ def child(body):
     )
 
 
-@pytest.mark.parametrize("body", [ABORT, GLOO], ids=["JAX aborts", "a collective fails"])
-def test_it_leaves_at_once_with_the_code_that_is_resubmitted(body):
-    done = child(body)
+@pytest.mark.parametrize(
+    ("body", "program"),
+    [(ABORT, CHILD), (GLOO, CHILD), (ABORT, PROGRAM), (GLOO, PROGRAM)],
+    ids=["JAX aborts", "a collective fails", "it aborts before the loop", "one fails before it"],
+)
+def test_it_leaves_at_once_with_the_code_that_is_resubmitted(body, program):
+    done = child(body, program)
     assert done.returncode == 85, done.stderr
     assert "another process of this run is lost" in done.stderr
     assert "start the same command again" in done.stderr
