@@ -68,7 +68,8 @@ def test_what_the_compiler_takes_fits():
     assert taken["largest_batch"] == 8
     told = "fits: 15.75 GiB of 15.75 GiB on a device, 1.00 MiB over with the program's code"
     assert told in tables.of_plan(taken)
-    for part, how in (("v5e:2x2", "estimated"), ("h100:4", "compiled")):  # of a GPU our count decides
+    # of a GPU our count decides
+    for part, how in (("v5e:2x2", "estimated"), ("h100:4", "compiled")):
         refused = plan(part, how)
         assert not refused["fits"]
         assert refused["largest_batch"] < 8
