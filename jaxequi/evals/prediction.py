@@ -199,8 +199,8 @@ def nearest(
             )
         )
         for number, there, *block in _blocks(candidates):
-            block = [_queries.on_each(mesh, a) for a in block]
-            best = _closer(asked, pose, *block, number, there, best, normalise)
+            placed = [_queries.on_each(mesh, a) for a in block]
+            best = _closer(asked, pose, *placed, number, there, best, normalise)
         best = jax.device_get(jax.device_put(best, _queries.whole(mesh)))
         if not best.ties.all():
             raise Refusal("a prediction is not finite; nothing is nearest to it")
