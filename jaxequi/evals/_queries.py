@@ -65,8 +65,17 @@ def row_of_devices() -> Mesh:
 
 def split(mesh: Mesh, array: np.ndarray, axis: int) -> jax.Array:
     """Split an axis over all devices of a mesh; every host holds the whole array."""
-    spec = PartitionSpec(*(None,) * axis, mesh.axis_names)
-    return jax.device_put(array, NamedSharding(mesh, spec))
+    return _placed(array, NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names)))
+
+
+def on_each(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """Give every device the whole array, as every host holds it."""
+    return _placed(array, whole(mesh))
+
+
+def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    # Of several hosts `device_put` would compare the arrays, for which it sends them around.
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def whole(mesh: Mesh) -> NamedSharding:

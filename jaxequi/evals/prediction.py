@@ -133,7 +133,7 @@ def _blocks(
             block = np.asarray(embedding[start : start + size], np.float32)
             if not np.isfinite(block).all():
                 raise Refusal("an embedding is not finite; nothing is nearest to it")
-            poses = _poses(latent[start : start + size]).astype(np.float32)
+            poses = _poses(latent[start : start + size])
             yield (
                 number + start,
                 len(block),
@@ -144,7 +144,8 @@ def _blocks(
 
 
 def _poses(latent: np.ndarray) -> np.ndarray:
-    return quaternions.from_euler_xyz(np.asarray(latent, np.float64)[..., :3])
+    pose = quaternions.from_euler_xyz(np.asarray(latent, np.float64)[..., :3])
+    return pose.astype(np.float32)
 
 
 def nearest(
@@ -190,7 +191,7 @@ def nearest(
             )
         )
         asked = _asked(predict, source_, relation_)
-        pose = jnp.asarray(pose, jnp.float32).reshape(tiles, chunk * count, 4)
+        pose = pose.reshape(tiles, chunk * count, 4)
         best = _Best(
             *(
                 _queries.split(mesh, np.full((tiles, chunk * count), value, dtype), 1)
@@ -198,8 +199,8 @@ def nearest(
             )
         )
         for number, there, *block in _blocks(candidates):
-            block = [jax.device_put(a, _queries.whole(mesh)) for a in block]
-            best = _closer(asked, pose, *block, number, there, best, normalise)
+            placed = [_queries.on_each(mesh, a) for a in block]
+            best = _closer(asked, pose, *placed, number, there, best, normalise)
         best = jax.device_get(jax.device_put(best, _queries.whole(mesh)))
         if not best.ties.all():
             raise Refusal("a prediction is not finite; nothing is nearest to it")

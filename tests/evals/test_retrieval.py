@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +19,7 @@ from jaxequi.evals import _queries, prediction, retrieval
 from jaxequi.groups import quaternions
 from jaxequi.groups import relation as relations
 from jaxequi.types import Predictor, Relation
+from tests.flags import QUICK
 
 
 @jax.tree_util.Partial
@@ -45,6 +53,43 @@ def noisy(objects, views, width, seed=0):
 def mixing(width, seed=0):
     a = np.random.default_rng(seed).normal(size=(4, width, width)).astype(np.float32)
     return jax.tree_util.Partial(lambda a, h, z: jnp.einsum("bk,kij,bj->bi", z, a, h), a)
+
+
+def measured():
+    """Both evaluations of a noisy set, on all devices of all processes."""
+    views, predict = noisy(6, 5, 4), mixing(4)
+    ranks = retrieval.ranks(predict, views)
+    return {**retrieval.scores(ranks), **prediction.errors({"val": views}, predict, modes=MODES)}
+
+
+MODES = ("val-val",)
+CHILD = """
+import json, sys, jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from tests.evals.test_retrieval import measured
+print(json.dumps(measured()))
+"""
+
+
+def test_two_processes_measure_what_one_does():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"{QUICK} --xla_force_host_platform_device_count=2"
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, address, str(number)],
+            cwd=pathlib.Path(__file__).parents[2],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in two]
+    assert [process.returncode for process in two] == [0, 0]
+    for one in said:
+        assert json.loads(one.splitlines()[-1]) == pytest.approx(measured(), rel=1e-5)
 
 
 def test_a_perfect_predictor_finds_every_view():
