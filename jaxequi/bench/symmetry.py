@@ -13,9 +13,9 @@ the clock, then by the processor.
   product; with its gradient, which is left as it was, 0.35.
 - Train step of the hybrid network over the plain one's, 224 pixels, batch 4 (2026-11-28, load 25):
   ViT-B 0.74 and 0.75, ViT-L 0.73 and 0.62.
-- A block of ViT-L with its gradient, 32 images, bfloat16, compiled for a v5e (2026-11-28): plain 491
-  GFLOPs and 1708 MB of memory traffic; octic 106 and 1745; octic with the kernel of `nn.fused` 104
-  and 1694.
+- A block of ViT-L with its gradient, 32 images, bfloat16, compiled for v5e (2026-11-28): plain 491
+  GFLOPs and 1708 MB of memory traffic; octic 106 and 1745; with the kernel of `nn.fused` 104 and
+  1694.
 - FLOPs of the hybrid ViT-H/14, as lowered: 207 of 338 GFLOPs, 0.613.
 - Convolutions over D4 of a ResNet-50, batch 8, with gradient, between maps that lie field by field
   and element by element. One pixel: 0.29 to 0.73 and 0.27 to 0.70, the less the more fields. 3 x 3:
