@@ -45,7 +45,7 @@ class OcticViT(ViT):
       symmetric: blocks that are equivariant, the first ones; 0 <= symmetric <= depth.
       invariant: where they end, go on with what no element moves (`fourier.invariants`): lengths,
         and a linear layer to the width if plain blocks follow.
-      norm: what has a scale of its own in a norm, `fourier.NORMS`; octic-vits has `irreps`.
+      norm_over: what has a scale of its own in a norm, `fourier.NORMS`; octic-vits has `irreps`.
       fuse: GELU and its transforms as one kernel on a TPU, see `fourier.pointwise`.
       patch, width, depth, heads, ...: as of `ViT`; heads are of whole fields. The class token and
         the code of positions are those of the fields: a constant, and a table of C / G numbers
@@ -56,7 +56,7 @@ class OcticViT(ViT):
     symmetric: int = 6
     invariant: bool = False
     fuse: bool = False
-    norm: str = "fields"
+    norm_over: str = "fields"
 
     @property
     def features(self) -> int:
@@ -94,7 +94,7 @@ class OcticViT(ViT):
         rates = [float(rate) for rate in np.linspace(0, self.drop_path, self.depth)]
         block = self._remat(fourier.Block)
         for i, rate in enumerate(rates[: self.symmetric]):
-            parts = self.heads, group, self.mlp_ratio, rate, self.dtype, self.fuse, self.norm
+            parts = self.heads, group, self.mlp_ratio, rate, self.dtype, self.fuse, self.norm_over
             x = block(*parts, name=f"blocks_{i}")(x, train)
         if self.symmetric == self.depth:
             return self._fields_out(x, keep)
@@ -121,9 +121,9 @@ class OcticViT(ViT):
         """What the network gives where no plain block follows, of planes [G, N, 1 + n, F]."""
         if self.pool == "mean":
             x = jnp.mean(at_least_f32(x[:, :, 1:]), axis=2)
-            x = fourier.LayerNorm(self.group, self.norm, name="fc_norm")(x)
+            x = fourier.LayerNorm(self.group, self.norm_over, name="fc_norm")(x)
         else:
-            x = at_least_f32(fourier.LayerNorm(self.group, self.norm, name="norm")(x))
+            x = at_least_f32(fourier.LayerNorm(self.group, self.norm_over, name="norm")(x))
             x = x[:, :, 0] if keep is None else x
         return (fourier.invariants if self.invariant else fourier.synthesise)(x, self.group)
 
@@ -143,7 +143,7 @@ def make(
     symmetric: int | None = None,
     invariant: bool = False,
     fuse: bool = False,
-    norm: str = "fields",
+    norm_over: str = "fields",
     patch: int | None = None,
     width: int | None = None,
     depth: int | None = None,
@@ -197,13 +197,13 @@ def make(
         symmetric = base.depth // 2
     if not 0 <= symmetric <= base.depth:
         raise Refusal(f"symmetric={symmetric}: from 0 to all {base.depth} blocks are equivariant")
-    if norm not in fourier.NORMS:
-        raise names.unknown("norm", norm, fourier.NORMS)
+    if norm_over not in fourier.NORMS:
+        raise names.unknown("norm_over", norm_over, fourier.NORMS)
     own: dict[str, Any] = {
         "symmetric": symmetric,
         "invariant": invariant,
         "fuse": fuse,
-        "norm": norm,
+        "norm_over": norm_over,
     }
     return OcticViT(**_of_a_vit(base), group=over, **own)
 
@@ -224,8 +224,10 @@ def plain(network: OcticViT, params: PyTree, rows: int, columns: int) -> tuple[V
     """
     if network.invariant:
         raise Refusal("a network with invariant=True takes lengths, which no plain one does")
-    if network.norm != "fields":
-        raise Refusal(f"norm={network.norm!r} has other means than the norm of a plain network")
+    if network.norm_over != "fields":
+        raise Refusal(
+            f"norm_over={network.norm_over!r} has other means than the norm of a plain network"
+        )
     group = network.group
 
     def repeated(values: Array) -> Array:

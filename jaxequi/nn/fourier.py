@@ -578,7 +578,7 @@ class Block(nn.Module):
       mlp_ratio, drop_path: as of `transformer.Block`.
       dtype: of the computation; parameters are f32.
       fuse: as of `pointwise`.
-      norm: as `over` of `LayerNorm`.
+      norm_over: as `over` of `LayerNorm`.
     """
 
     heads: int
@@ -587,13 +587,13 @@ class Block(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     fuse: bool = False
-    norm: str = "fields"
+    norm_over: str = "fields"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         drop = nn.Dropout(self.drop_path, broadcast_dims=(0, 2, 3), deterministic=not train)
-        h = LayerNorm(self.group, self.norm, name="norm1")(x)
+        h = LayerNorm(self.group, self.norm_over, name="norm1")(x)
         x = x + drop(Attention(self.heads, self.group, self.dtype, name="attn")(h))
-        h = LayerNorm(self.group, self.norm, name="norm2")(x)
+        h = LayerNorm(self.group, self.norm_over, name="norm2")(x)
         hidden = int(x.shape[-1] * self.mlp_ratio)
         return x + drop(MLP(hidden, self.group, self.dtype, self.fuse, name="mlp")(h))

@@ -40,7 +40,7 @@ def relative(a, b):
     "options",
     [
         {"symmetric": 2},
-        {"symmetric": 2, "invariant": True, "norm": "irreps"},
+        {"symmetric": 2, "invariant": True, "norm_over": "irreps"},
         {"symmetric": 1, "invariant": True, "positions": "learned"},
         {"symmetric": 2, "pool": "mean", "group": "d1", "positions": "learned"},
     ],
@@ -173,7 +173,7 @@ def test_layer_decay_knows_the_layer_between():
         ({"group": "p6"}, "group"),
         ({"symmetric": 13}, "from 0 to all 12"),
         ({"architecture": "bas"}, "Did you mean"),
-        ({"norm": "irrep"}, "Did you mean 'irreps'"),
+        ({"norm_over": "irrep"}, "Did you mean 'irreps'"),
     ],
 )
 def test_bad_networks(arguments, message):
@@ -185,8 +185,8 @@ def test_bad_images_and_writing_out():
     net = octic_vit.make(**SMALL)
     with pytest.raises(ValueError, match="exchanges the sides"):
         jax.eval_shape(lambda k: net.init(k, jnp.zeros((1, 8, 12, 3)), False), jax.random.key(0))
-    with pytest.raises(ValueError, match="norm='irreps'"):
-        octic_vit.plain(octic_vit.make(**SMALL, norm="irreps"), {}, 3, 3)
+    with pytest.raises(ValueError, match="norm_over='irreps'"):
+        octic_vit.plain(octic_vit.make(**SMALL, norm_over="irreps"), {}, 3, 3)
     lengths = octic_vit.make(**SMALL, invariant=True)
     with pytest.raises(ValueError, match="invariant=True"):
         octic_vit.plain(lengths, {}, 3, 3)
