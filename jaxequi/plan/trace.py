@@ -5,8 +5,9 @@ a model of fusion: products, reductions, gathers, sorts and loops read and write
 memory; what is computed element by element in between is computed where it is used, and lies
 nowhere. What scales with the batch is split over the devices, the rest is on each.
 
-Against the compiler for v5e, 15.75 GiB (2026-11-27, jax 0.10.2, libtpu 0.0.42.1); all verdicts
-agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only that one knows:
+Against the compiler for v5e, 15.75 GiB (2026-11-27 and 28, jax 0.10.2, libtpu 0.0.42.1): verdicts
+agree but for the last, and memory is 0.3 to 1.5 times the compiler's, so near the limit only that
+one knows:
 
     config, batch on chips                    estimated   compiled
     mae.py, 256 on 1                           0.03 GiB   0.10 GiB, fits
@@ -15,6 +16,8 @@ agree, and memory is 0.3 to 1.5 times the compiler's, so near the limit only tha
     mae.py:base,paper, 1024 on 1              47.8       51.5, out of memory
     sie.py:vicreg,paper, 1024 on 1            58.5       40.5, out of memory
     supervised.py:resnet50,paper, 2048 on 1   59.1       51.9, out of memory
+    byol.py:sgd,paper, 256 on 16               1.4        2.2, fits
+    mae.py:large,paper, 4096 on 16            19.6       15.8, fits
 
 Arithmetic of the MAE in batches of 256 is 14.9 and 16.4 TFLOP, its traffic 162 and 162 GB; of
 ResNets' traffic the estimate is about twice the compiler's.
