@@ -226,7 +226,8 @@ def test_patches_become_fields(group, size):
         close(y, gconv.group_conv(images, kernel[:, :, None], group, bias, strides=3), 1e-5)
 
 
-def test_a_cpu_passes_examples_one_by_one_where_it_computes_no_gradient():
+def test_a_cpu_passes_examples_one_by_one_where_it_computes_no_gradient(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     mlp, x = fourier.MLP(16, dihedral(4)), normal(8, 4, 5, 8).astype(np.float32)
     params = mlp.init(jax.random.key(0), x)
 
@@ -238,11 +239,17 @@ def test_a_cpu_passes_examples_one_by_one_where_it_computes_no_gradient():
     assert looped.as_text().count("stablehlo.while") == 1
     assert "stablehlo.while" not in whole.as_text()
     assert "stablehlo.while" not in jax.jit(mlp.apply).lower(params, x[:, :1]).as_text()
-    close(looped.compile()(params, x), whole.compile()(params, x)[0], 1e-6)
+    expected = whole.compile()(params, x)[0]
+    close(looped.compile()(params, x), expected, 1e-6)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    close(jax.jit(mlp.apply)(params, x), expected, 1e-6)  # two at once
+    monkeypatch.setattr("os.cpu_count", lambda: 6)  # three, of four examples
+    assert "stablehlo.while" not in jax.jit(mlp.apply).lower(params, x).as_text()
 
 
 @pytest.mark.parametrize("devices", [2, 3])
-def test_examples_of_several_devices_stay_there(devices):
+def test_examples_of_several_devices_stay_there(devices, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     mlp, x = fourier.MLP(16, dihedral(4)), normal(8, 4, 5, 8).astype(np.float32)
     params = mlp.init(jax.random.key(0), x)
     mesh = meshes.make_mesh(devices=jax.devices()[:devices])
