@@ -27,8 +27,8 @@ the clock, then by the processor.
   the numbers in `gconv.pays`.
 - Train steps by irreps over those by channels (`domain`): d4resnet50, batch 8, 97 pixels, 0.50 and
   0.51; with `fast` 0.71 and 0.80, and 0.80 and 0.94 of the plain ResNet-50; p4mresnet44, batch 16,
-  32 pixels, 0.98 and 0.90; p4resnet44 1.02 and 0.99; c4resnet50 0.53 and 0.69, 0.76 and 0.76 of the plain one (2026-11-28).
-  They compile two to nine times as long.
+  32 pixels, 0.98 and 0.90; p4resnet44 1.02 and 0.99; c4resnet50, as d4, 0.53 and 0.69, and 0.76 of
+  the plain one (2026-11-28). They compile two to nine times as long.
 """
 
 from __future__ import annotations

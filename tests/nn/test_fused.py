@@ -24,8 +24,8 @@ def cube(x):
     return x * x * x
 
 
-# Tokens that fill no block, more than one block of them, blocks of channels, images. Of the millions
-# of numbers in several blocks XLA's CPU compiler gets a few wrong: GELU's slope, where the kernel
+# Tokens that fill no block, more than one block of them, blocks of channels, images. Of millions of
+# numbers in several blocks XLA's CPU compiler gets a few wrong: GELU's slope, where the kernel
 # is interpreted, by 1e-4 in two of a million (JAX 0.12; the same numbers are right elsewhere).
 CASES = [(gelu, dihedral(4), (2, 5, 3)), (cube, dihedral(4), (1, 2, 275, 512))]
 CASES += [(gelu, cyclic(4), (2, 3, 20, 128))]
