@@ -72,9 +72,9 @@ images upright and each at an angle of its own; a guess is right in 10 %. Three 
     byol c8             72.9 ± 0.7    75.4 ± 0.7    42.9 ± 2.1        43.7 ± 2.9     12
     byol d8             68.2 ± 1.6    72.2 ± 1.6    43.6 ± 0.4        44.3 ± 2.4      8
 
-One to two points upright are what a group costs where labels teach, and three to thirteen where none
-do; it doubles what is known of turned images. C4 already has nearly all of that: with five strides
-on 33 pixels a network of C8 is exact for quarter turns alone, and D8 gives nothing more.
+One to two points upright are what a group costs where labels teach, and three to thirteen where
+none do; it doubles what is known of turned images. C4 already has nearly all of that: with five
+strides on 33 pixels a network of C8 is exact for quarter turns alone, and D8 gives nothing more.
 
 Vision transformers of 6 blocks of width 128 (`vit_narrow`: 64, as many operations as `octic`), all
 labels, 1000 steps, seed 0, 2026-11-28. `octic` has all blocks over D4 and is invariant,
