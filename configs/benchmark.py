@@ -172,8 +172,8 @@ def _pretrain(variant: str, words: list[str]) -> ml_collections.ConfigDict:
     else:
         config = _by_adam(VARIANTS[variant])
     if not smoke:
-        few = any(name in GROUPS for name in networks)
-        config.total_steps, config.total_epochs = GROUP_STEPS if few else STEPS, None
+        steps = GROUP_STEPS if {*networks} & {*GROUPS} else STEPS
+        config.total_steps, config.total_epochs = steps, None
         config.log_every_steps = 50
         config.eval_every_steps = config.save_every_steps = STEPS // 2
     if len(networks) > 1 or (networks and variant == "mae"):
@@ -183,10 +183,10 @@ def _pretrain(variant: str, words: list[str]) -> ml_collections.ConfigDict:
     for name in networks:
         if name in VITS:
             config.backbone = VITS[name]
-            continue
-        steerable = {"architecture": f"{name}resnet10", "width": GROUPS[name]}
-        config.backbone = {"name": "steerable_resnet", **steerable}
-        common.digits(config, len(config.train.views), SIDE)
+        else:
+            steerable = {"architecture": f"{name}resnet10", "width": GROUPS[name]}
+            config.backbone = {"name": "steerable_resnet", **steerable}
+            common.digits(config, len(config.train.views), SIDE)
     return config
 
 

@@ -85,10 +85,6 @@ def run(
     return measured
 
 
-def _shapes(network: Any, x: Any) -> Any:
-    return jax.eval_shape(lambda key: network.init(key, x, False), jax.random.key(0))
-
-
 def _filters(shapes: Any, template: Any, group: Any) -> Any:
     """Making all filters and their gradient, as a call without arguments."""
 

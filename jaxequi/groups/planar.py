@@ -291,14 +291,14 @@ def part_on_grid(group: Group) -> Group:
 
 
 def cosets(group: Group, part: Group) -> np.ndarray:
-    """The elements h c of each coset of a subgroup H: a regular field of G is G / H ones of H.
+    """The right cosets H c of a subgroup: a regular field of G is G / H ones of H.
 
     >>> cosets(cyclic(8), cyclic(4))
     array([[0, 2, 4, 6],
            [1, 3, 5, 7]], dtype=int32)
 
     Returns:
-      i32[G / H, H], h in the order of H; first the coset of the identity.
+      i32[G / H, H], of each coset the elements h c in the order of H; first that of the identity.
 
     Raises:
       ValueError: as `subgroup`.

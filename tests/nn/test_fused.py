@@ -48,7 +48,7 @@ def test_kernel_equals_the_layer_with_its_gradient(function, group, shape):
     found = both(lambda x: fused.pointwise(function, x, group, interpret=True))
     expected = both(lambda x: fourier.pointwise(function, x, group))
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max() / 10))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
 
 
 def test_half_precision_errs_by_its_rounding_of_the_result_alone():
