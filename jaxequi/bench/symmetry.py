@@ -48,7 +48,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, dihedral
 from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
 from jaxequi.nn import fourier, gconv, steerable, transformer
-from jaxequi.nn.conv import Window, product_pays
+from jaxequi.nn.conv import Window, product_pays, winograd_pays
 from jaxequi.plan import chips, program
 
 D4 = dihedral(4)
@@ -155,7 +155,7 @@ def choices(network: nn.Module, batch_size: int, side: int) -> dict[str, str]:
             over = planar.part_on_grid(layer.group)
             k, taken, made = layer.kernel_size, args[0].shape, y.shape
             name = f"{k}x{k} {made[1]}px {taken[-1]}->{made[-1]}"
-            found[name] = _choice(over, layer, (k, k, taken[-1], made[-1]), made[:3])
+            found[name] = _choice(over, layer, taken, (k, k, taken[-1], made[-1]), made[:3])
         return y
 
     x = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32)
@@ -164,16 +164,26 @@ def choices(network: nn.Module, batch_size: int, side: int) -> dict[str, str]:
     return found
 
 
-def _choice(over: Group, layer: Any, kernel: tuple[int, ...], made: tuple[int, ...]) -> str:
-    if not isinstance(layer, gconv.LiftingConv) and not getattr(layer, "lifting", False):
-        saved, needed = gconv.worth(over, kernel[0], kernel[-1] // over.order)
+def _choice(
+    over: Group,
+    layer: Any,
+    images: tuple[int, ...],
+    kernel: tuple[int, ...],
+    made: tuple[int, ...],
+) -> str:
+    steerably = isinstance(layer, steerable.RegularConv)
+    strides = layer.stride if steerably else layer.strides
+    moves = gconv.windows(strides, layer.padding, layer.dilation)
+    tiled = winograd_pays(images, kernel, moves)
+    if isinstance(layer, gconv.LiftingConv) or (steerably and layer.lifting):
+        why = "it lifts"
+    else:
+        saved, needed = gconv.worth(over, kernel[0], kernel[-1] // over.order, tiled)
         why = f"{saved:.0f} products saved a number, {needed} needed"
         if saved >= needed:
             return f"by irreps of {over.name}: {why}"
-    else:
-        why = "it lifts"
-    how = "one product" if product_pays(made, kernel) else "XLA's convolution"
-    return f"by channels, {how}: {why}"
+    how = "Winograd's products" if tiled else "XLA's convolution"
+    return f"by channels, {'one product' if product_pays(made, kernel) else how}: {why}"
 
 
 def on_v5e(width: int = 1024, tokens: int = 197, batch_size: int = 32) -> dict[str, Any]:

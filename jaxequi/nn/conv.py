@@ -4,6 +4,7 @@ TPUs and GPUs always get XLA's convolution. On a CPU a matrix product of the sam
 for kernels of one pixel (forward and backward in 0.35 to 0.8 of the time, ResNet-50 at 96 and 224
 pixels), and where the windows laid side by side are no larger than the kernel (0.5 to 0.9; two
 cores, 2026-11-27); and XLA's is fifty times too slow where the output has one or two pixels a side.
+Kernels of 3 x 3 may take fewer products (`winograd`), for a longer compilation.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxequi.errors import Refusal
+from jaxequi.nn import winograd
 from jaxequi.types import Array
 
 _TINY = 2  # sides of an output up to which a CPU always takes the matrix product
+
+# Channels and tiles from which on Winograd's products are faster on two cores
+# (`bench/symmetry.py`, 2026-11-28).
+_WIDE, _TILES = 64, 300
 
 
 class Window(NamedTuple):
@@ -45,7 +51,14 @@ class Window(NamedTuple):
         return (n + sum(self.padding) - self.reach(k)) // self.stride + 1
 
 
-def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int = 1) -> Array:
+def conv2d(
+    x: Array,
+    kernel: Array,
+    rows: Window,
+    columns: Window,
+    groups: int = 1,
+    fewer_products: bool = False,
+) -> Array:
     """Correlate images with a kernel.
 
     Args:
@@ -54,6 +67,8 @@ def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int =
       rows: how the kernel moves down.
       columns: how it moves across.
       groups: parts of the channels that do not see each other.
+      fewer_products: let a CPU take Winograd's where they are faster (`winograd_pays`). Ten such
+        layers compile two to four seconds longer.
 
     Returns:
       [B, H', W', O] with H' = rows.outputs(H, k) and W' = columns.outputs(W, l).
@@ -61,10 +76,33 @@ def conv2d(x: Array, kernel: Array, rows: Window, columns: Window, groups: int =
     windows = rows, columns
     native = functools.partial(_native, windows=windows, groups=groups)
     sides = [w.outputs(n, k) for w, n, k in zip(windows, x.shape[1:3], kernel.shape[:2])]
-    if groups > 1 or not product_pays((x.shape[0], *sides), kernel.shape):
+    made = x.shape[0], *sides
+    if groups == 1 and product_pays(made, kernel.shape):
+        here = functools.partial(_one_product, windows=windows)
+    elif groups == 1 and fewer_products and winograd_pays(x.shape, kernel.shape, windows):
+        here = functools.partial(_winograd, windows=windows)
+    else:
         return native(x, kernel)
-    one_product = functools.partial(_one_product, windows=windows)
-    return jax.lax.platform_dependent(x, kernel, cpu=one_product, default=native)
+    return jax.lax.platform_dependent(x, kernel, cpu=here, default=native)
+
+
+def winograd_pays(
+    images: tuple[int, ...], kernel: tuple[int, ...], windows: tuple[Window, Window]
+) -> bool:
+    """Whether a CPU convolves faster by Winograd's products: many channels, and tiles of outputs.
+
+    Args:
+      images: [B, H, W, I]; in an exported program B is a symbol, and says nothing.
+      kernel: [k, l, I, O].
+      windows: how the kernel moves.
+    """
+    taps = winograd.TAPS
+    fits = all((w.stride, w.dilation) == (1, 1) and max(w.padding) < taps for w in windows)
+    if not fits or kernel[:2] != (taps, taps) or not isinstance(images[0], int):
+        return False
+    sides = [w.outputs(n, taps) for w, n in zip(windows, images[1:3])]
+    tiles = images[0] * math.prod(winograd.tiles(n) for n in sides)
+    return min(kernel[2:]) >= _WIDE and min(sides) > 0 and tiles >= max(_TILES, *kernel[2:])
 
 
 def product_pays(made: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -88,6 +126,35 @@ def _native(x: Array, kernel: Array, windows: tuple[Window, Window], groups: int
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:
+    return winograd.conv(x, kernel, _padding(windows))
+
+
+def _winograd_forward(
+    x: Array, kernel: Array, windows: tuple[Window, Window]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _winograd(x, kernel, windows), (x, kernel)
+
+
+def _winograd_backward(
+    windows: tuple[Window, Window], kept: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    """By transposing the sums of slices XLA would add up image by image, twice as long."""
+    x, kernel = kept
+    dx = winograd.image_gradient(dy, kernel, _padding(windows))
+    dkernel = winograd.kernel_gradient(x, dy, _padding(windows))
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _padding(windows: tuple[Window, Window]) -> winograd.Padding:
+    rows, columns = windows
+    return rows.padding, columns.padding
 
 
 def _one_product(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:

@@ -30,7 +30,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.fourier import planes
 from jaxequi.groups.planar import Group
 from jaxequi.nn import fourier, spread
-from jaxequi.nn.conv import Window, conv2d
+from jaxequi.nn.conv import Window, conv2d, winograd_pays
 from jaxequi.types import Array
 
 Pair = int | tuple[int, int]
@@ -39,11 +39,12 @@ SEPARABLE = ("g", "gc")
 """Factors of a separable filter: w[o,i,t] = p[o,i,t] d[o,i] for `g`, p[o,i,t] d[o] for `gc`."""
 
 DOMAINS = ("regular", "fourier")
-"""Where a layer between feature maps is computed: channel by channel, or irrep by irrep."""
+"""Where a layer between feature maps is computed: channel by channel, or, where a CPU is faster by
+it, irrep by irrep, or at the points of Winograd's tiles."""
 
 # Products saved for each number that is copied into patches, or read, from which on two CPU cores
-# were faster (`bench/symmetry.py`, 2026-11-27).
-_SAVED_PATCH, _SAVED_PIXEL = 160, 80
+# were faster; the second where Winograd's products are the rival (`bench/symmetry.py`, 2026-11-28).
+_SAVED_PATCH, _SAVED_TILE, _SAVED_PIXEL = 160, 200, 80
 
 
 @functools.cache
@@ -117,8 +118,8 @@ def group_conv(
       bias: f32[O], added to every slice of a field, or None.
       strides, padding, dilation: one number, or one for rows and one for columns. Padding is with
         zeros, the same at both ends (`SAME` of XLA pads even sides unevenly, which breaks the law).
-      domain: `fourier` for products by irreps where they are faster (`pays`), on CPUs; the result
-        is the same up to rounding.
+      domain: `fourier` for fewer products where they are faster, on CPUs: by irreps (`pays`), else
+        Winograd's (`conv.winograd_pays`). The result is the same up to rounding.
 
     Returns:
       [B, H', W', O G] in the dtype of x, H' = (H + 2 p - d (k - 1) - 1) // s + 1.
@@ -130,13 +131,16 @@ def group_conv(
     check_domain(domain)
 
     def by_channels(x: Array, kernel: Array) -> Array:
-        return _convolve(x, filter_bank(kernel, group), group, strides, padding, dilation)
+        bank = filter_bank(kernel, group)
+        return _convolve(x, bank, group, strides, padding, dilation, domain=domain)
 
     def by_irreps(x: Array, kernel: Array) -> Array:
         return conv_by_irreps(x, kernel, group, strides, padding, dilation)
 
-    size, _, slices, _, outputs = kernel.shape
-    chosen = domain == "fourier" and slices > 1 and pays(group, size, outputs)
+    size, _, slices, inputs, outputs = kernel.shape
+    bank = size, size, inputs * slices, outputs * group.order
+    rival = winograd_pays(x.shape, bank, windows(strides, padding, dilation))
+    chosen = domain == "fourier" and slices > 1 and pays(group, size, outputs, rival)
 
     def own(x: Array, kernel: Array) -> Array:
         if not chosen:
@@ -152,8 +156,8 @@ def conv_by_irreps(
 ) -> Array:
     """`group_conv` of a feature map as products by irreps, on any device."""
     fields, taps = fourier.elements(x, group), fourier.realigned(kernel, group)
-    windows = _windows(strides, padding, dilation)
-    return fourier.synthesise(fourier.conv(fields, taps, group, *windows), group)
+    moves = windows(strides, padding, dilation)
+    return fourier.synthesise(fourier.conv(fields, taps, group, *moves), group)
 
 
 def check_domain(domain: str) -> None:
@@ -162,22 +166,25 @@ def check_domain(domain: str) -> None:
         raise names.unknown("domain", domain, DOMAINS)
 
 
-def pays(group: Group, size: int, outputs: int) -> bool:
+def pays(group: Group, size: int, outputs: int, rival: bool = False) -> bool:
     """Whether a CPU convolves faster by irreps: where each number read saves enough products.
 
     Args:
       group: the group.
       size: k, the side of the kernel.
       outputs: O, output fields.
+      rival: by channels it would take Winograd's products (`conv.winograd_pays`).
     """
-    saved, needed = worth(group, size, outputs)
+    saved, needed = worth(group, size, outputs, rival)
     return saved >= needed
 
 
-def worth(group: Group, size: int, outputs: int) -> tuple[float, float]:
+def worth(group: Group, size: int, outputs: int, rival: bool) -> tuple[float, float]:
     """Products that irreps save for each number that they read, and how many make a CPU faster."""
     saved = (group.order - planes(group).multiplications / group.order) * outputs
-    return saved, _SAVED_PIXEL if size == 1 else _SAVED_PATCH
+    if size == 1:
+        return saved, _SAVED_PIXEL
+    return saved, _SAVED_TILE if rival else _SAVED_PATCH
 
 
 def separable_group_conv(
@@ -234,17 +241,24 @@ def _convolve(
     padding: Pair,
     dilation: Pair,
     groups: int = 1,
+    domain: str = "regular",
 ) -> Array:
     if x.shape[-1] != groups * bank.shape[-2]:
         raise Refusal(
             f"the input has {x.shape[-1]} channels and the filters take {groups * bank.shape[-2]}. "
             f"A layer between feature maps of {group.name} takes {group.order} for each field."
         )
-    return convolve(x, bank, strides, padding, dilation, groups)
+    return convolve(x, bank, strides, padding, dilation, groups, domain)
 
 
 def convolve(
-    x: Array, bank: Array, strides: Pair, padding: Pair, dilation: Pair, groups: int = 1
+    x: Array,
+    bank: Array,
+    strides: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+    domain: str = "regular",
 ) -> Array:
     """Convolve with filters that are made already, [k, k, C_in / groups, C_out].
 
@@ -253,21 +267,23 @@ def convolve(
       bank: cast to the dtype of x.
       strides, padding, dilation: as in `group_conv`.
       groups: parts of the channels that do not see each other.
+      domain: as in `group_conv`; by irreps it is not computed here.
 
     Raises:
       ValueError: the image is smaller than the kernel.
     """
-    rows, columns = _windows(strides, padding, dilation)
+    rows, columns = windows(strides, padding, dilation)
     k = bank.shape[0]
     if rows.outputs(x.shape[1], k) < 1 or columns.outputs(x.shape[2], k) < 1:
         raise Refusal(
             f"an image of {x.shape[1]} x {x.shape[2]} pixels with padding {pair(padding)} is "
             f"smaller than the kernel, which reaches over {rows.reach(k)} x {columns.reach(k)}."
         )
-    return conv2d(x, bank.astype(x.dtype), rows, columns, groups)
+    return conv2d(x, bank.astype(x.dtype), rows, columns, groups, domain == "fourier")
 
 
-def _windows(strides: Pair, padding: Pair, dilation: Pair) -> tuple[Window, Window]:
+def windows(strides: Pair, padding: Pair, dilation: Pair) -> tuple[Window, Window]:
+    """How a kernel moves down and across, zeros padded alike at both ends."""
     (s, t), (p, q), (d, e) = pair(strides), pair(padding), pair(dilation)
     return Window(s, (p, p), d), Window(t, (q, q), e)
 

@@ -31,7 +31,8 @@ from jaxequi.groups.representations import (
     check_pointwise,
 )
 from jaxequi.nn import spread
-from jaxequi.nn.gconv import Pair, check_domain, conv_by_irreps, convolve, pays
+from jaxequi.nn.conv import winograd_pays
+from jaxequi.nn.gconv import Pair, check_domain, conv_by_irreps, convolve, pays, windows
 from jaxequi.nn.pool import blur_pool
 from jaxequi.types import Array
 
@@ -212,22 +213,27 @@ def first_filters(weights: Weights, space: FilterSpace, part: Group) -> Array:
     return filters.reshape(space.size, space.size, part.order, *fields)
 
 
-def _part_by_irreps(space: FilterSpace) -> Group | None:
-    """Over which subgroup a CPU convolves faster by irreps; None if over none, or other fields."""
+def _part_by_irreps(space: FilterSpace, rival: bool) -> Group | None:
+    """Over which subgroup a CPU convolves faster by irreps; None if over none, or other fields.
+
+    Args:
+      space: which filters.
+      rival: by channels it would take Winograd's products.
+    """
     kinds = [rho for kind in (space.type_in, space.type_out) for rho, _ in kind.runs]
     group = space.type_in.group
     part = planar.part_on_grid(group)
     fields = space.type_out.count * group.order // part.order
     regular = all(rho == representations.regular(group) for rho in kinds)
-    return part if regular and pays(part, space.size, fields) else None
+    return part if regular and pays(part, space.size, fields, rival) else None
 
 
 def _conv_by_irreps(
-    x: Array, weights: Weights, space: FilterSpace, part: Group, windows: tuple[Pair, Pair, Pair]
+    x: Array, weights: Weights, space: FilterSpace, part: Group, moves: tuple[Pair, Pair, Pair]
 ) -> Array:
     order = planar.cosets(space.type_in.group, part).ravel()
     kernel = first_filters(weights, space, part)
-    y = conv_by_irreps(_reordered(x, tuple(order.tolist())), kernel, part, *windows)
+    y = conv_by_irreps(_reordered(x, tuple(order.tolist())), kernel, part, *moves)
     return _reordered(y, tuple(np.argsort(order).tolist()))
 
 
@@ -303,17 +309,19 @@ def steerable_conv(
     check_channels(space.type_in, x.shape[-1])
     check_domain(domain)
 
-    part = _part_by_irreps(space) if domain == "fourier" else None
+    moves = strides, padding, space.dilation
+    bank = space.size, space.size, space.type_in.size, space.type_out.size
+    rival = winograd_pays(x.shape, bank, windows(*moves))
+    part = _part_by_irreps(space, rival) if domain == "fourier" else None
 
     def by_channels(x: Array, weights: Weights) -> Array:
-        return convolve(x, expand(weights, space), strides, padding, space.dilation)
+        return convolve(x, expand(weights, space), *moves, domain=domain)
 
     def own(x: Array, weights: Weights) -> Array:
         if part is None:
             return by_channels(x, weights)
         jax.eval_shape(by_channels, x, weights)  # refuses what does not fit
-        windows = strides, padding, space.dilation
-        by_irreps = functools.partial(_conv_by_irreps, space=space, part=part, windows=windows)
+        by_irreps = functools.partial(_conv_by_irreps, space=space, part=part, moves=moves)
         return jax.lax.platform_dependent(x, weights, cpu=by_irreps, default=by_channels)
 
     y = spread.by_rows(own, x, weights)

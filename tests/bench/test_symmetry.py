@@ -29,8 +29,11 @@ def test_what_a_cpu_chooses_for_each_layer_and_why():
     assert len(found) == 8
     assert found["3x3 32px 3->64"] == "by channels, XLA's convolution: it lifts"
     # 16 fields of C4, which save 4 - 6 / 4 products each: 40
-    told = "by channels, XLA's convolution: 40 products saved a number, 160 needed"
+    told = "by channels, Winograd's products: 40 products saved a number, 200 needed"
     assert found["3x3 32px 64->64"] == told
+    told = "by channels, XLA's convolution: 80 products saved a number, 160 needed"
+    assert found["3x3 16px 64->128"] == told  # with stride 2
+    assert found["3x3 8px 256->256"] == "by irreps of c4: 160 products saved a number, 160 needed"
     assert found["1x1 16px 64->128"] == "by irreps of c4: 80 products saved a number, 80 needed"
     c8 = symmetry.choices(steerable_resnet.make("c8resnet10", domain="fourier", width=8), 2, 65)
     assert c8["3x3 3px 512->512"].startswith("by irreps of c4: 320")
