@@ -25,10 +25,18 @@ the clock, then by the processor.
   D4 1.37 for 12 fields, 1.28 for 24, 0.57 for 32, 0.46 for 48; over C4 1.19 for 32, 0.62 for 64,
   0.51 for 128; over D1 0.67 for 128. One pixel: D4 1.28 for 8, 0.59 for 16; C4 0.55 for 32. Hence
   the numbers in `gconv.pays`.
-- Train steps by irreps over those by channels (`domain`): d4resnet50, batch 8, 97 pixels, 0.50 and
-  0.51; with `fast` 0.71 and 0.80, and 0.80 and 0.94 of the plain ResNet-50; p4mresnet44, batch 16,
-  32 pixels, 0.98 and 0.90; p4resnet44 1.02 and 0.99; c4resnet50, as d4, 0.53 and 0.69, and 0.76 of
-  the plain one (2026-11-28). They compile two to nine times as long.
+- 3 x 3 with its gradient by Winograd's tiles over XLA's convolution (`tiles`, 2026-11-28): 64
+  channels at 32 pixels and batch 16 0.7 and 1.1; 96 at 25, batch 8, 0.8 and 0.9; 128 at 16, batch
+  16, 0.8 and 0.8; 280 at 13, batch 8, 0.65 and 0.7. Below 300 tiles, or fewer tiles than channels,
+  the 16 values of the kernel outweigh them: 256 at 8 pixels, batch 16, 0.9 and 0.9, and 512 at 4,
+  batch 64, 1.0 and 1.0. Irreps over these tiles, by the processor: 1.5 for 24 fields of D4 at 16
+  pixels, 1.6 for 25 and 1.5 for 28 at 25, 0.6 for 32 at 13, and 1.4 for 70 fields of C4 at 13.
+  Hence `gconv._SAVED_TILE`.
+- Train steps by fewer products over those by channels (`domains`, 2026-11-28, 3 to 7 in turn):
+  d4resnet50, batch 8, 97 pixels, 0.49 and 0.47; with `fast` 0.78 and 0.80, and 0.85 and 0.86 of the
+  plain ResNet-50; c4resnet50 0.67 and 0.66, and 0.80 and 0.72 of the plain one; d4resnet18 0.48 and
+  0.46, c4resnet18 0.60 and 0.62; p4mresnet44, batch 16, 32 pixels, 0.74 and 0.71; p4resnet44 0.73
+  and 0.91. They compile up to fourteen times as long, 17 to 57 s.
 """
 
 from __future__ import annotations
@@ -48,7 +56,7 @@ from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, dihedral
 from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
 from jaxequi.nn import fourier, gconv, steerable, transformer
-from jaxequi.nn.conv import Window, product_pays, winograd_pays
+from jaxequi.nn.conv import Window, by_winograd, conv2d, product_pays, winograd_pays
 from jaxequi.plan import chips, program
 
 D4 = dihedral(4)
@@ -77,9 +85,22 @@ RESNET50 = [
     )
 ]
 
+
+class Map(NamedTuple):
+    """A feature map: channels, side and images."""
+
+    channels: int
+    side: int
+    images: int
+
+
+MAPS = (Map(64, 32, 16), Map(96, 25, 8), Map(128, 16, 16), Map(280, 13, 8), Map(256, 8, 16))
+
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     "p4resnet44": (gresnet.make, 16, 32),
     "p4mresnet44": (gresnet.make, 16, 32),
+    "c4resnet18": (steerable_resnet.make, 8, 97),
+    "d4resnet18": (steerable_resnet.make, 8, 97),
     "c4resnet50": (steerable_resnet.make, 8, 97),
     "d4resnet50": (steerable_resnet.make, 8, 97),
     "c8resnet18": (steerable_resnet.make, 8, 97),
@@ -91,7 +112,9 @@ def run(
     tokens: int = 196,
     batch_size: int = 8,
     shapes: tuple[Shape, ...] = tuple(RESNET50),
+    maps: tuple[Map, ...] = MAPS,
     vits: tuple[str, ...] = ("base", "large"),
+    networks: tuple[str, ...] = tuple(NETWORKS),
     repeats: int = 5,
 ) -> dict[str, Any]:
     """Time layers in turn, plain and by irreps; medians of `repeats`.
@@ -100,8 +123,10 @@ def run(
       `mlp`: by width, of a transformer's two layers, forward and with its gradient: seconds of both
       by the clock and ratios by the clock and by the processor. `vit_h14`: FLOPs of the hybrid
       network over the plain one's, as lowered; nothing is compiled. `conv`: by shape, seconds with
-      the gradient of both, the ratios, and which is the faster one. `train_step`: of each of
-      `vits`, hybrid over plain, half the batch at 224 pixels; the large one takes 6 GiB. `choices`:
+      the gradient of both, the ratios, and which is the faster one. `tiles`: of each of `maps` a
+      3 x 3 convolution with its gradient, Winograd's products over XLA's. `train_step`: of each of
+      `vits`, hybrid over plain, half the batch at 224 pixels; the large one takes 6 GiB. `domains`:
+      of each of `networks` a train step with domain="fourier" over one with "regular". `choices`:
       of each network in `NETWORKS` how a CPU computes its convolutions, and why. `v5e`: of a block
       of ViT-L, plain, octic and octic with the kernel of `nn.fused`, compiled with its gradient for
       a TPU that is not here: GFLOPs and MB of memory traffic; null where libtpu is not installed.
@@ -112,7 +137,9 @@ def run(
         "conv": {
             "{}x{} {}px {}->{}".format(s.kernel, *s): conv(s, batch_size, repeats) for s in shapes
         },
+        "tiles": {f"{m.channels} {m.side}px {m.images}": tiles(m, repeats) for m in maps},
         "train_step": {name: train_step(name, batch_size // 2, repeats) for name in vits},
+        "domains": {name: domains(name, repeats) for name in networks},
         "choices": {
             name: choices(make(name, domain="fourier"), batch, side)
             for name, (make, batch, side) in NETWORKS.items()
@@ -142,6 +169,15 @@ def train_step(architecture: str, batch_size: int, repeats: int) -> dict[str, An
     plain, hybrid = seconds
     found = _compared(list(steps), repeats)
     return found | {"compile_seconds": {"plain": plain, "hybrid": hybrid}}
+
+
+def domains(name: str, repeats: int) -> dict[str, Any]:
+    """A train step of a network in `NETWORKS` by fewer products beside one by channels."""
+    make, batch_size, side = NETWORKS[name]
+    networks = [make(name, domain=domain) for domain in gconv.DOMAINS]
+    steps, seconds = zip(*(compiled_step(n, batch_size, side) for n in networks), strict=True)
+    compiled = dict(zip(gconv.DOMAINS, seconds, strict=True))
+    return _compared(list(steps), repeats, "regular", "fourier") | {"compile_seconds": compiled}
 
 
 def choices(network: nn.Module, batch_size: int, side: int) -> dict[str, str]:
@@ -248,6 +284,22 @@ def conv(shape: Shape, batch_size: int, repeats: int) -> dict[str, Any]:
     return found | {"faster": "irreps" if found["processor_ratio"] < 1 else "channels"}
 
 
+def tiles(map: Map, repeats: int) -> dict[str, Any]:
+    """A 3 x 3 convolution of a feature map with its gradient: XLA's, and by Winograd's products."""
+    window = Window(1, (1, 1))
+    x = _normal((map.images, map.side, map.side, map.channels))
+    kernel = _normal((3, 3, map.channels, map.channels))
+
+    def native(x: Any, kernel: Any) -> Any:
+        return conv2d(x, kernel, window, window)
+
+    def winograd(x: Any, kernel: Any) -> Any:
+        return by_winograd(x, kernel, (window, window))
+
+    calls = [_compiled(_with_gradient(function), x, kernel) for function in (native, winograd)]
+    return _compared(calls, repeats, "native", "winograd")
+
+
 def _layer(module: nn.Module, shape: tuple[int, ...], gradient: bool) -> Callable[[], None]:
     x = _normal(shape)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
@@ -280,11 +332,13 @@ def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Non
     return call
 
 
-def _compared(calls: list[Callable[[], None]], repeats: int) -> dict[str, Any]:
-    plain, irreps = alternate(calls, repeats, statistics.median)
+def _compared(
+    calls: list[Callable[[], None]], repeats: int, one: str = "plain", other: str = "irreps"
+) -> dict[str, Any]:
+    first, second = alternate(calls, repeats, statistics.median)
     return {
-        "plain_seconds": plain[0],
-        "irreps_seconds": irreps[0],
-        "ratio": irreps[0] / plain[0],
-        "processor_ratio": irreps[1] / plain[1],
+        f"{one}_seconds": first[0],
+        f"{other}_seconds": second[0],
+        "ratio": second[0] / first[0],
+        "processor_ratio": second[1] / first[1],
     }

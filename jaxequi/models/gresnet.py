@@ -202,7 +202,7 @@ def make(
       width: fields of the first stage, doubled from stage to stage; None takes the reference's.
       head: one of `HEADS`; None takes the reference's default, which for the ResNets is `slices`.
       norm, remat, dtype: as in `GResNet`.
-      domain: `regular`, or `fourier` for products by irreps where a CPU is faster by them.
+      domain: `regular`, or `fourier` for fewer products where a CPU is faster by them.
 
     Raises:
       ValueError: no such architecture, head or domain; the message lists what exists.

@@ -80,7 +80,7 @@ def conv2d(
     if groups == 1 and product_pays(made, kernel.shape):
         here = functools.partial(_one_product, windows=windows)
     elif groups == 1 and fewer_products and winograd_pays(x.shape, kernel.shape, windows):
-        here = functools.partial(_winograd, windows=windows)
+        here = functools.partial(by_winograd, windows=windows)
     else:
         return native(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=here, default=native)
@@ -129,14 +129,15 @@ def _native(x: Array, kernel: Array, windows: tuple[Window, Window], groups: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _winograd(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:
+def by_winograd(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:
+    """`conv2d` of a kernel of 3 x 3 and stride 1 by Winograd's products, on any device."""
     return winograd.conv(x, kernel, _padding(windows))
 
 
 def _winograd_forward(
     x: Array, kernel: Array, windows: tuple[Window, Window]
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _winograd(x, kernel, windows), (x, kernel)
+    return by_winograd(x, kernel, windows), (x, kernel)
 
 
 def _winograd_backward(
@@ -149,7 +150,7 @@ def _winograd_backward(
     return dx, dkernel.astype(kernel.dtype)
 
 
-_winograd.defvjp(_winograd_forward, _winograd_backward)
+by_winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _padding(windows: tuple[Window, Window]) -> winograd.Padding:

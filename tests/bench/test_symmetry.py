@@ -7,18 +7,31 @@ import jax.numpy as jnp
 import pytest
 
 from jaxequi.bench import symmetry
+from jaxequi.groups.planar import cyclic
 from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
 
 
 def test_the_suite_compares_all_it_names(monkeypatch):
     monkeypatch.setattr(symmetry, "vit_flops", lambda: {"ratio": 0.5})
     monkeypatch.setattr(symmetry, "on_v5e", dict)  # minutes, where libtpu is installed
-    found = symmetry.run((32,), 3, 2, (symmetry.Shape(3, 5, 2, 1),), vits=(), repeats=1)
+    shapes, maps = (symmetry.Shape(3, 5, 2, 1),), (symmetry.Map(3, 4, 2),)
+
+    def small(name, domain):
+        return gresnet.GResNet(cyclic(4), (2,), (1,), domain=domain)
+
+    monkeypatch.setattr(symmetry, "NETWORKS", {"small": (small, 2, 5)})
+    found = symmetry.run((32,), 3, 2, shapes, maps, vits=(), networks=("small",), repeats=1)
     assert set(found["mlp"]["C=32"]) == {"forward", "gradient"}
     for measured in (*found["mlp"]["C=32"].values(), found["conv"]["3x3 5px 2->1"]):
         ratio = measured["irreps_seconds"] / measured["plain_seconds"]
         assert measured["ratio"] == pytest.approx(ratio)
         assert measured["plain_seconds"] > 0
+    tiles, domains = found["tiles"]["3 4px 2"], found["domains"]["small"]
+    assert tiles["ratio"] == pytest.approx(tiles["winograd_seconds"] / tiles["native_seconds"])
+    assert domains["ratio"] == pytest.approx(
+        domains["fourier_seconds"] / domains["regular_seconds"]
+    )
+    assert set(domains["compile_seconds"]) == {"regular", "fourier"}
     conv = found["conv"]["3x3 5px 2->1"]
     assert (conv["faster"] == "irreps") == (conv["processor_ratio"] < 1)
 
