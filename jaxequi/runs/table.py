@@ -13,7 +13,7 @@ import io
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxequi.errors import Refusal
@@ -216,18 +216,25 @@ def labels(trained: Sequence[Trained]) -> list[str]:
     names = []
     for flat in flats:
         same = [other for other in flats if _method(other) == _method(flat)]
-        differ = {key for other in same for key in other if other[key] != flat.get(key)}
-        differ |= {key for key in flat if any(other.get(key) != flat[key] for other in same)}
-        # Another predictor is another name; that it has other arguments goes without saying.
-        named = {key.removesuffix("name") for key in differ if key.endswith(".name")}
+        differ = _differing(flat, same)
+        # Another predictor is another name: that it has other arguments goes without saying, but
+        # beside one of its own name.
+        named = {key for key in differ if key.endswith(".name")}
+        alike = [other for other in same if all(other.get(k) == flat.get(k) for k in named)]
+        parts = tuple(key.removesuffix("name") for key in named)
+        differ = {key for key in differ if not key.startswith(parts)} | _differing(flat, alike)
         told = [
             f"{key.removeprefix('method.')}={flat[key].strip(chr(34))}"
-            for key in sorted(differ & flat.keys())
-            if key.endswith(".name") or not any(key.startswith(start) for start in named)
+            for key in sorted((differ | named) & flat.keys())
         ]
         method = _method(flat)
         names.append(f"{method} ({', '.join(told)})" if told else method)
     return names
+
+
+def _differing(flat: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> set[str]:
+    """Keys that are not of equal value in all of the configs."""
+    return {k for other in others for k in {*flat, *other} if flat.get(k) != other.get(k)}
 
 
 class Row(NamedTuple):

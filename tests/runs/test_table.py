@@ -112,6 +112,24 @@ def test_labels_tell_runs_of_one_method_apart(tmp_path):
     ]
 
 
+def test_labels_tell_arguments_of_one_name_apart(tmp_path):
+    configs = [
+        sie(0, predictor={"name": "hypernetwork", "deep": False}),
+        sie(1, predictor={"name": "hypernetwork", "deep": False}),
+        sie(0, predictor={"name": "hypernetwork", "deep": True}),
+        sie(0, predictor={"name": "wigner", "irreps": "4x1o"}),
+    ]
+    trained = table.join(
+        [table.read(made(tmp_path / str(i), c, {"loss": 1.0})) for i, c in enumerate(configs)]
+    )
+    assert table.labels(trained) == [
+        "sie (predictor.deep=false, predictor.name=hypernetwork)",
+        "sie (predictor.deep=false, predictor.name=hypernetwork)",
+        "sie (predictor.deep=true, predictor.name=hypernetwork)",
+        "sie (predictor.name=wigner)",
+    ]
+
+
 def test_an_evaluation_brings_its_training_run(tmp_path):
     run = made(tmp_path / "sie", sie(), {"loss": 1.0})
     evaluation = made(tmp_path / "eval", judging(run), {"loss": 1.0})
