@@ -124,8 +124,8 @@ class ConvNeXt(nn.Module):
         rates = [float(rate) for rate in np.linspace(0, self.drop_path, total)]
         starts = {*itertools.accumulate(self.depths[:-1])}
         of_stage = np.repeat(np.arange(len(self.depths)), self.depths)
-        patches = transformer.space_to_depth(images, self.patch)
-        x = _Stem(self.widths[0] // over.order, self.patch, over, self.dtype, name="stem")(patches)
+        fields = self.widths[0] // over.order
+        x = _Stem(fields, self.patch, over, self.dtype, name="stem")(images)
         if self.stem_norm:
             x = fourier.LayerNorm(over, name="stem_norm")(x)
         for i, (rate, stage) in enumerate(zip(rates, of_stage)):
@@ -260,7 +260,7 @@ class _GroupDepthwise(nn.Module):
 
 
 class _Stem(nn.Module):
-    """Patches [N, H, W, size^2 I] of plain images to planes [G, N, H, W, features].
+    """Patches of plain images [N, H, W, I] to planes [G, N, H // size, W // size, features].
 
     Parameters: `kernel` f32[size, size, I, features] and `bias` f32[features].
     """
@@ -272,10 +272,11 @@ class _Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = self.size, self.size, x.shape[-1] // self.size**2, self.features
+        shape = self.size, self.size, x.shape[-1], self.features
         kernel = self.param("kernel", _normal, shape, jnp.float32)
         bias = self.param("bias", _zeros, (self.features,), jnp.float32)
-        return fourier.embed(x.astype(self.dtype), kernel, self.group, bias)
+        patches = transformer.space_to_depth(x.astype(self.dtype), self.size)
+        return fourier.embed(patches, kernel, self.group, bias)
 
 
 class _Downsample(nn.Module):

@@ -9,8 +9,8 @@ x -> n - 1 - x, and the windows land on themselves only if first and last lie sy
 
 Otherwise (n + 2 p - k) mod s pixels are left over at one side, and the moved image is sampled that
 many pixels off. A transposition reverses no axis and survives. The analysis reads the windows
-from the traced program (convolutions, also transposed ones, pooling, slices, and padding with
-constants, copies or mirror images), so any model has one; it judges where a network *samples*, and
+from the traced program (convolutions, also transposed ones, patches, pooling, slices, and padding
+with constants, copies or mirror images), so any model has one; it judges where a network *samples*, and
 takes its filters, norms and nonlinearities for equivariant.
 
 There are three verdicts. *Exact*: every operation was judged and keeps the group, if the filters
@@ -237,7 +237,8 @@ def _remains(
         return True
     axes = [axis for axis in (0, 1) if any(reverses[axis] for _, reverses in moves)]
     first = next(i for i, w in enumerate(geometry.windows) if w is breaks[0].layer)
-    mixed = any(w.kind == "convolution" and max(w.kernel) > 1 for w in geometry.windows[first:])
+    kinds = "convolution", "patches"
+    mixed = any(w.kind in kinds and max(w.kernel) > 1 for w in geometry.windows[first:])
     return geometry.stays_broken(size, axes, exchanged, mixed)
 
 
