@@ -84,6 +84,12 @@ class ConvNeXt(nn.Module):
             return self.widths[-1] // self.group.order * fourier.invariant_planes(self.group)
         return self.widths[-1]
 
+    @property
+    def plain_from(self) -> str:
+        """Of a network over a group the first block whose filters no element moves, "" if none."""
+        whole = self.group.order == 1 or self.symmetric == sum(self.depths)
+        return "" if whole else f"blocks_{self.symmetric}"
+
     @nn.nowrap
     def layer_decay(self, decay: float) -> tuple[tuple[str, float], ...]:
         """Factors of the learning rate for parameters by their path, the first match counts.
@@ -95,14 +101,17 @@ class ConvNeXt(nn.Module):
         Returns:
           (regex, factor) pairs; the regexes are searched in paths such as "backbone/blocks_0/mlp".
         """
-        layers, first, stages = [], 0, []
+        layers: list[range] = []
+        first, stages = 0, []
         for depth in self.depths:
             stages.append(len(layers))
             layers += [range(first, first + depth)[i : i + 3] for i in range(0, depth, 3)]
             first += depth
         n = len(layers)
         found = [(r"(^|/)stem(_norm)?/", decay ** (n + 1))]
-        found += [(rf"(^|/)downsample_{s}(_norm)?/", decay ** (n - at)) for s, at in enumerate(stages)]
+        found += [
+            (rf"(^|/)downsample_{s}(_norm)?/", decay ** (n - at)) for s, at in enumerate(stages)
+        ]
         for at, blocks in enumerate(layers):
             found += [(rf"(^|/)blocks_{i}/", decay ** (n - at)) for i in blocks]
         return *found, ("", 1.0)
@@ -143,7 +152,9 @@ class ConvNeXt(nn.Module):
                     x = _Downsample(width, self.dtype, name=f"downsample_{stage}")(x)
             if symmetric:
                 block: Any = self._remat(GroupBlock)
-                layer = block(over, rate, self.layer_scale, self.dtype, self.fuse, name=f"blocks_{i}")
+                layer = block(
+                    over, rate, self.layer_scale, self.dtype, self.fuse, name=f"blocks_{i}"
+                )
             else:
                 block = self._remat(Block)
                 layer = block(rate, self.layer_scale, self.dtype, name=f"blocks_{i}")
@@ -378,7 +389,7 @@ def make(
     """
     if architecture not in SIZES:
         raise unknown("architecture", architecture, SIZES)
-    given = {"patch": patch, "layer_scale": layer_scale}
+    given: dict[str, Any] = {"patch": patch, "layer_scale": layer_scale}
     size = SIZES[architecture]._replace(**{k: v for k, v in given.items() if v is not None})
     depths = size.depths if depths is None else tuple(depths)
     first = size.widths[0] if width is None else width
@@ -405,8 +416,8 @@ def make(
         raise Refusal(f"symmetric={symmetric}: from 0 to all {total} blocks are equivariant")
     if invariant and symmetric < total:
         raise Refusal(
-            f"invariant=True and symmetric={symmetric}: plain blocks do not turn their kernels with "
-            f"the image, so nothing stays invariant; leave `symmetric` out, for all {total} blocks"
+            f"invariant=True and symmetric={symmetric}: plain blocks do not move their kernels "
+            f"with the image, so nothing stays invariant; leave `symmetric` out: all {total}"
         )
     if over.order == 1:
         symmetric, invariant = 0, False  # the plain blocks are the same ones

@@ -4,9 +4,8 @@ TPUs and GPUs always get XLA's convolution. On a CPU a matrix product of the sam
 for kernels of one pixel (forward and backward in 0.35 to 0.8 of the time, ResNet-50 at 96 and 224
 pixels), and where the windows laid side by side are no larger than the kernel (0.5 to 0.9; two
 cores, 2026-11-27); and XLA's is fifty times too slow where the output has one or two pixels a side.
-Kernels of 3 x 3 may take fewer products (`winograd`), for a longer compilation. Where every channel
-is convolved by itself with stride 1, a sum over the taps is faster (7 x 7 at 7 to 56 pixels: 0.07 to
-0.13 of the time forward; two shared cores, 2026-11-28).
+Kernels of 3 x 3 may take fewer products (`winograd`), for a longer compilation. Where each channel
+is convolved by itself with stride 1, a sum over the taps is faster (TODO).
 """
 
 from __future__ import annotations

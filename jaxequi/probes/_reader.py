@@ -272,7 +272,11 @@ class _Reader:
         )
         kept = all(
             isinstance(a, _Pixels) == isinstance(b, _Pixels)
-            and (not isinstance(a, _Pixels) or not isinstance(b, _Pixels) or a.axes == b.axes)
+            and (
+                not isinstance(a, _Pixels)
+                or not isinstance(b, _Pixels)
+                or (a.axes, a.rolled) == (b.axes, b.rolled)
+            )
             for a, b in zip(start[consts:], results)
         )
         stacked = [*given[rows:], *results[rows - consts :]]
@@ -365,9 +369,7 @@ class _Reader:
             return dataclasses.replace(pixels[0], repeated=frozenset())
         sources = sorted({self._settled(v).source for v in pixels})
         self.joins.update(itertools.pairwise(sources))
-        return dataclasses.replace(
-            pixels[0], source=sources[0], view=None, repeated=frozenset()
-        )
+        return dataclasses.replace(pixels[0], source=sources[0], view=None, repeated=frozenset())
 
     def _pointwise(self, eqn: Any, given: list[_Value]) -> _Value | None:
         shape, kept = eqn.outvars[0].aval.shape, []
@@ -417,7 +419,9 @@ class _Reader:
         """Slices, paddings and mirrorings: another view of the same pixels."""
         name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
         if value.rolled:
-            same = name != "rev" and shape[value.axes[0]] == eqn.outvars[0].aval.shape[value.axes[0]]
+            same = (
+                name != "rev" and shape[value.axes[0]] == eqn.outvars[0].aval.shape[value.axes[0]]
+            )
             return dataclasses.replace(value, repeated=frozenset()) if same else None
         index = list(_index(value, shape))
         lines = list(value.view.lines if value.view else (_Line(), _Line()))
