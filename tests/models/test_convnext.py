@@ -299,14 +299,7 @@ def test_methods_take_it(method):
     file, _, variant = METHODS[method].partition(":")
     words = ",".join(filter(None, (variant, "smoke")))
     config = importlib.import_module(f"configs.{file}").get_config(words)
-    given = {
-        "architecture": "tiny",
-        "group": "d4",
-        "width": 16,
-        "depths": (1, 1),
-        "patch": 4,
-        "drop_path": 0.1,
-    }
+    given = {"architecture": "tiny", "group": "d4", "width": 16, "depths": (1, 1), "patch": 4}
     with config.unlocked():
         config.backbone.name = "convnext"
         config.backbone.update(given)
