@@ -5,7 +5,9 @@ for kernels of one pixel (forward and backward in 0.35 to 0.8 of the time, ResNe
 pixels), and where the windows laid side by side are no larger than the kernel (0.5 to 0.9; two
 cores, 2026-11-27); and XLA's is fifty times too slow where the output has one or two pixels a side.
 Kernels of 3 x 3 may take fewer products (`winograd`), for a longer compilation. Where each channel
-is convolved by itself with stride 1, a sum over the taps is faster (TODO).
+is convolved by itself with stride 1, a sum over the taps takes 0.07 to 0.14 of the time, with the
+gradient 0.03 to 0.14 (3 x 3 and 7 x 7 at 7 to 56 pixels, by the processor), and a train step of
+`gcp4resnet44` 0.33 (two shared cores, 2026-11-28).
 """
 
 from __future__ import annotations

@@ -165,17 +165,18 @@ def test_where_it_starts():
 def flops(net):
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     params = {"params": parameters(net)}
-    lowered = jax.jit(lambda p, x: net.apply(p, x, False)).lower(params, x)
+    traced = jax.jit(lambda p, x: net.apply(p, x, False)).trace(params, x)
+    lowered = traced.lower(lowering_platforms=("tpu",))  # a CPU has loops, whose rounds count once
     return lowered.cost_analysis()["flops"]
 
 
 def test_flops():
-    # of four blocks of the isotropic base, as of 18: the stem is small
+    # products are 12 of 64 and 2 of 4; of 18 blocks 0.213 and 0.512
     size = {"architecture": "iso_base", "depths": (4,)}
     plain = flops(convnext.make(**size))
     d4, d1 = (flops(convnext.make(**size, group=g, symmetric=4)) / plain for g in ("d4", "d1"))
-    assert 0.2 < d4 < 0.3
-    assert 0.5 < d1 < 0.56
+    assert 0.22 < d4 < 0.25
+    assert 0.51 < d1 < 0.54
 
 
 def test_one_device_equals_eight():
