@@ -110,8 +110,9 @@ def test_it_is_a_plain_network(options, side):
         other, _ = convnext.plain(net, params)
         rough = other.clone(dtype=jnp.float32)
     assert other == convnext.make(**options | {"group": "c1", "symmetric": 0}, dtype=jnp.float64)
-    for found, wanted in zip((y, dx, dp), expected):
-        assert relative(ravel_pytree(found)[0], ravel_pytree(wanted)[0]) < 1e-12
+    for found, wanted in zip((y, dx, *jax.tree.leaves(dp)), jax.tree.leaves(expected), strict=True):
+        assert found.dtype == jnp.float64
+        assert relative(found, wanted) < 1e-12
     shapes = jax.eval_shape(lambda k: rough.init(k, images(), False), jax.random.key(0))["params"]
     assert jax.tree.map(jnp.shape, written) == jax.tree.map(jnp.shape, shapes)
 
@@ -207,7 +208,7 @@ def test_what_is_computed_again_is_the_same():
         jax.jit(functools.partial(weighted, n))(params, x) for n in (net, net.clone(remat=True))
     ]
     once, again = (ravel_pytree(f)[0] for f in found)
-    assert relative(again, once) < 1e-6
+    assert relative(again, once) < 1e-5
 
 
 def test_bfloat16():
