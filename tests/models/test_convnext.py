@@ -301,11 +301,11 @@ def test_methods_take_it(method):
     file, _, variant = METHODS[method].partition(":")
     words = ",".join(filter(None, (variant, "smoke")))
     config = importlib.import_module(f"configs.{file}").get_config(words)
-    given = {"architecture": "tiny", "group": "d4", "width": 16, "depths": (1, 1), "patch": 4}
-    with config.unlocked():
-        config.backbone.name = "convnext"
-        config.backbone.update(given)
+    given = {"group": "d4", "width": 16, "depths": (1, 1), "patch": 4}
     overridden = [f"backbone.{name}" for name in ("name", *given)]
+    with config.unlocked():
+        config.backbone.name = "convnext"  # in place of a ResNet, whose architecture it has not
+        config.backbone.update(given)
     job = experiment.build(config, overridden=overridden)
     batch = {**job.shapes()}
     batch["views"] = jax.ShapeDtypeStruct(batch["views"].shape, jnp.float32)
