@@ -86,9 +86,13 @@ class ConvNeXt(nn.Module):
 
     @property
     def plain_from(self) -> str:
-        """Of a network over a group the first block whose filters no element moves, "" if none."""
-        whole = self.group.order == 1 or self.symmetric == sum(self.depths)
-        return "" if whole else f"blocks_{self.symmetric}"
+        """Of a network over a group the first layer that is plain, "" if there is none."""
+        starts = [*itertools.accumulate(self.depths)]
+        if self.group.order == 1 or self.symmetric == starts[-1]:
+            return ""
+        if self.symmetric in starts:
+            return f"downsample_{starts.index(self.symmetric) + 1}_norm"
+        return f"blocks_{self.symmetric}"
 
     @nn.nowrap
     def layer_decay(self, decay: float) -> tuple[tuple[str, float], ...]:

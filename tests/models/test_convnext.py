@@ -285,12 +285,15 @@ def test_the_verdict_is_what_is_measured():
         assert (errors.relative.max() < 1e-5) == exact
 
 
-def test_plain_filters_are_told():
-    net = convnext.make(**SMALL, group="d4", symmetric=2)
+@pytest.mark.parametrize(
+    ("symmetric", "first"), [(0, "blocks_0"), (1, "downsample_1_norm"), (2, "blocks_2")]
+)
+def test_plain_filters_are_told(symmetric, first):
+    net = convnext.make(**SMALL, group="d4", symmetric=symmetric)
     verdict = exactness.judge_network(net, (2, 28, 28, 3), net.group)
     assert not verdict.exact
     assert verdict.breaks == ()
-    assert "filters from blocks_2 on, which are plain" in str(verdict)
+    assert f"filters from {first} on, which are plain" in str(verdict)
 
 
 METHODS = {"simclr": "sie:simclr", "moco": "moco:v2", "byol": "byol", "supervised": "equivision"}
