@@ -12,7 +12,8 @@ the clock, then by the processor.
   18): C = 768 0.30 by the processor, and 0.24 to 0.26 with the columns of E joined before the first
   product; with its gradient, which is left as it was, 0.35.
 - Train step of the hybrid network over the plain one's, 224 pixels, batch 4 (2026-11-28, load 25):
-  ViT-B 0.74 and 0.75, ViT-L 0.73 and 0.62.
+  ViT-B 0.74 and 0.75, ViT-L 0.73 and 0.62; load 3, ConvNeXt iso_small over D1 0.86 and 0.84, D4
+  0.83 and 0.79.
 - A block of ViT-L with its gradient, 32 images, bfloat16, compiled for v5e (2026-11-28): plain 491
   GFLOPs and 1708 MB of memory traffic; octic 106 and 1745; with the kernel of `nn.fused` 104 and
   1694.
@@ -54,7 +55,7 @@ import numpy as np
 from jaxequi.bench.groups import alternate, compiled_step
 from jaxequi.groups import planar
 from jaxequi.groups.planar import Group, dihedral
-from jaxequi.models import gresnet, octic_vit, steerable_resnet, vit
+from jaxequi.models import convnext, gresnet, octic_vit, steerable_resnet, vit
 from jaxequi.nn import fourier, gconv, steerable, transformer
 from jaxequi.nn.conv import Window, by_winograd, conv2d, product_pays, winograd_pays
 from jaxequi.plan import chips, program
@@ -114,6 +115,7 @@ def run(
     shapes: tuple[Shape, ...] = tuple(RESNET50),
     maps: tuple[Map, ...] = MAPS,
     vits: tuple[str, ...] = ("base", "large"),
+    convnexts: tuple[str, ...] = ("iso_small",),
     networks: tuple[str, ...] = tuple(NETWORKS),
     repeats: int = 5,
 ) -> dict[str, Any]:
@@ -125,7 +127,8 @@ def run(
       network over the plain one's, as lowered; nothing is compiled. `conv`: by shape, seconds with
       the gradient of both, the ratios, and which is the faster one. `tiles`: of each of `maps` a
       3 x 3 convolution with its gradient, Winograd's products over XLA's. `train_step`: of each of
-      `vits`, hybrid over plain, half the batch at 224 pixels; the large one takes 6 GiB. `domains`:
+      `vits`, and of each of `convnexts` over D1 and D4, hybrid over plain, half the batch at 224
+      pixels; the large one takes 6 GiB. `domains`:
       of each of `networks` a train step with domain="fourier" over one with "regular". `choices`:
       of each network in `NETWORKS` how a CPU computes its convolutions, and why. `v5e`: of a block
       of ViT-L, plain, octic and octic with the kernel of `nn.fused`, compiled with its gradient for
@@ -138,7 +141,10 @@ def run(
             "{}x{} {}px {}->{}".format(s.kernel, *s): conv(s, batch_size, repeats) for s in shapes
         },
         "tiles": {f"{m.channels} {m.side}px {m.images}": tiles(m, repeats) for m in maps},
-        "train_step": {name: train_step(name, batch_size // 2, repeats) for name in vits},
+        "train_step": {
+            name: train_step(plain, hybrid, batch_size // 2, repeats)
+            for name, (plain, hybrid) in _pairs(vits, convnexts).items()
+        },
         "domains": {name: domains(name, repeats) for name in networks},
         "choices": {
             name: choices(make(name, domain="fourier"), batch, side)
@@ -162,13 +168,27 @@ def mlp(width: int, tokens: int, batch_size: int, repeats: int) -> dict[str, Any
     }
 
 
-def train_step(architecture: str, batch_size: int, repeats: int) -> dict[str, Any]:
-    """A train step of the hybrid octic vision transformer beside the plain one's."""
-    networks = vit.make(architecture), octic_vit.make(architecture)
-    steps, seconds = zip(*(compiled_step(n, batch_size, 224) for n in networks), strict=True)
-    plain, hybrid = seconds
-    found = _compared(list(steps), repeats)
-    return found | {"compile_seconds": {"plain": plain, "hybrid": hybrid}}
+def _pairs(
+    vits: tuple[str, ...], convnexts: tuple[str, ...]
+) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Plain networks, and those whose first half is over a group."""
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {
+        name: (vit.make(name), octic_vit.make(name)) for name in vits
+    }
+    for name in convnexts:
+        for group in ("d1", "d4"):
+            pairs[f"{name} {group}"] = convnext.make(name), convnext.make(name, group=group)
+    return pairs
+
+
+def train_step(
+    plain: nn.Module, hybrid: nn.Module, batch_size: int, repeats: int, side: int = 224
+) -> dict[str, Any]:
+    """A train step of a hybrid network beside the plain one's."""
+    networks = {"plain": plain, "hybrid": hybrid}
+    made = [compiled_step(network, batch_size, side) for network in networks.values()]
+    found = _compared([step for step, _ in made], repeats)
+    return found | {"compile_seconds": dict(zip(networks, (s for _, s in made), strict=True))}
 
 
 def domains(name: str, repeats: int) -> dict[str, Any]:

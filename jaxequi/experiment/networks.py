@@ -24,9 +24,9 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -> None:
     """Where the command line names another backbone or method, drop what that one does not take.
 
-    What the file says of its own part stays as far as the other part knows it; what the command
-    line says stays, and is refused later if it does not fit. A backbone may be named by its
-    architecture alone, `c8resnet18`.
+    What the file says of its own part stays as far as the other part knows it, an architecture if
+    it is one of its `SIZES`, where it has such; what the command line says stays, and is refused
+    later if it does not fit. A backbone may be named by its architecture alone, `c8resnet18`.
 
     Raises:
       ValueError: an architecture that several models have, or none.
@@ -37,10 +37,12 @@ def follow_names(config: ml_collections.ConfigDict, overridden: Iterable[str]) -
         if f"{part}.name" not in overridden:
             continue
         taken = inspect.signature(names.find(folder, config[part].name)).parameters
+        sizes = getattr(names.module(folder, config[part].name), "SIZES", None)
         with config.unlocked():
-            for field in list(config[part]):
+            for field, value in list(config[part].items()):
                 said = any(one.startswith(f"{part}.{field}") for one in overridden)
-                if field != "name" and field not in taken and not said:
+                foreign = field == "architecture" and sizes is not None and value not in sizes
+                if field != "name" and (field not in taken or foreign) and not said:
                     del config[part][field]
 
 

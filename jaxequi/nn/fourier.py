@@ -238,7 +238,7 @@ def patches(fields: Array, k: int, group: Group, rows: Window, columns: Window) 
 
     Args:
       fields: [G, B, H, W, C] over the elements.
-      k: side of the kernel; odd, if the group has mirrors.
+      k: side of the kernel; odd, if the group has mirrors and the taps overlap.
       group: a group that maps the grid onto itself.
       rows, columns: how the kernel moves.
 
@@ -246,17 +246,25 @@ def patches(fields: Array, k: int, group: Group, rows: Window, columns: Window) 
       [G, B, H', W', k k C]: at element t and tap b the pixel at t b. Regular fields again.
 
     Raises:
-      ValueError: an even kernel and mirrors, or another group.
+      ValueError: an even kernel whose taps overlap and mirrors, or another group.
     """
-    planar.check_kernel(group, k)
+    apart = rows == columns == Window(k)
+    if apart:
+        planar.check_on_grid(group)
+    else:
+        planar.check_kernel(group, k)
+    around = (0, 0), (0, 0), rows.padding, columns.padding, (0, 0)
     if k == 1:
         s, t = rows.stride, columns.stride
-        padded = jnp.pad(fields, ((0, 0), (0, 0), rows.padding, columns.padding, (0, 0)))
-        return padded[:, :, ::s, ::t]
+        return jnp.pad(fields, around)[:, :, ::s, ::t]
     heights, widths = (w.outputs(n, k) for w, n in zip((rows, columns), fields.shape[2:4]))
-    fields = jnp.pad(fields, ((0, 0), (0, 0), rows.padding, columns.padding, (0, 0)))
+    channels = fields.shape[-1]
+    # pixels that one patch alone reads are no slices with a stride, which `probes` would judge
+    fields = transformer.space_to_depth(fields, k) if apart else jnp.pad(fields, around)
 
     def seen(t: int, tap: int) -> Array:
+        if apart:
+            return fields[t, ..., tap * channels : (tap + 1) * channels]
         top, left = (w.dilation * at for w, at in zip((rows, columns), divmod(tap, k)))
         down = slice(top, top + (heights - 1) * rows.stride + 1, rows.stride)
         across = slice(left, left + (widths - 1) * columns.stride + 1, columns.stride)
@@ -458,11 +466,13 @@ class Dense(nn.Module):
       features: O, fields.
       group: the group G.
       dtype: of the computation; parameters are f32.
+      kernel_init: of the planes.
     """
 
     features: int
     group: Group
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = _xavier
 
     def __call__(self, x: Array) -> Array:
         kernel, bias = self.weights(x.shape[-1])
@@ -472,7 +482,7 @@ class Dense(nn.Module):
     def weights(self, inputs: int) -> tuple[Array, Array]:
         """The parameters of a layer that reads so many fields."""
         shape = (self.group.order, inputs, self.features)
-        kernel = self.param("kernel", _xavier, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return kernel, bias
 
@@ -560,12 +570,13 @@ class MLP(nn.Module):
     group: Group
     dtype: DTypeLike = jnp.float32
     fuse: bool = False
+    kernel_init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        fc1 = Dense(self.hidden, self.group, name="fc1").weights(width)
-        fc2 = Dense(width, self.group, name="fc2").weights(self.hidden)
+        width, init = x.shape[-1], self.kernel_init
+        fc1 = Dense(self.hidden, self.group, kernel_init=init, name="fc1").weights(width)
+        fc2 = Dense(width, self.group, kernel_init=init, name="fc2").weights(self.hidden)
 
         def layer(x: Array, weights: PyTree) -> Array:
             (kernel1, bias1), (kernel2, bias2) = weights

@@ -37,8 +37,20 @@ def patchify(images: Array, size: int) -> Array:
             f"patches of {size}x{size} do not fill images of {height}x{width}; resize them to "
             f"{max(height // size, 1) * size}x{max(width // size, 1) * size}, or change `patch`"
         )
-    cut = images.reshape(n, height // size, size, width // size, size, channels)
-    return cut.swapaxes(2, 3).reshape(n, -1, size * size * channels)
+    return space_to_depth(images, size).reshape(n, -1, size * size * channels)
+
+
+def space_to_depth(x: Array, size: int) -> Array:
+    """Put the pixels of each patch behind each other: [..., H, W, C] to [..., H', W', size^2 C].
+
+    Patches are as `patchify` cuts them; H' = H // size, and what is left over is dropped, as by a
+    convolution with that stride.
+    """
+    *batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[..., : rows * size, : columns * size, :]
+    cut = x.reshape(*batch, rows, size, columns, size, channels)
+    return cut.swapaxes(-4, -3).reshape(*batch, rows, columns, size * size * channels)
 
 
 def unpatchify(patches: Array, height: int, width: int, channels: int = 3) -> Array:
@@ -103,8 +115,10 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def _linear(features: int, dtype: Dtype, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_xavier, name=name)
+def _linear(
+    features: int, dtype: Dtype, name: str, init: nn.initializers.Initializer = _xavier
+) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
 def each_token(layer: Callable[[Array], Array], x: Array) -> Array:
@@ -186,11 +200,12 @@ class MLP(nn.Module):
 
     hidden: int
     dtype: Dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        first = _linear(self.hidden, self.dtype, "fc1")
-        second = _linear(x.shape[-1], self.dtype, "fc2")
+        first = _linear(self.hidden, self.dtype, "fc1", self.kernel_init)
+        second = _linear(x.shape[-1], self.dtype, "fc2", self.kernel_init)
         return each_token(lambda rows: second(gelu(first(rows))), x)
 
 

@@ -108,12 +108,17 @@ class _Pixels:
       axes: of rows and columns.
       view: their arrangement, if it is another than the source's.
       repeated: axes along which all entries are copies of one.
+      rolled: rows, columns and what lies behind them, where these are one axis, which both of
+        `axes` are: the rows of a matrix product.
+      taps: axes of the pixels within a patch, before they become channels.
     """
 
     source: int
     axes: tuple[int, int]
     view: _View | None = None
     repeated: frozenset[int] = frozenset()
+    rolled: tuple[int, int, int] | None = None
+    taps: frozenset[int] = frozenset()
 
 
 class _Plain(NamedTuple):
@@ -236,7 +241,7 @@ class _Reader:
     def _branches(self, eqn: Any, given: list[_Value], scope: str) -> list[_Value]:
         branches = [branch.jaxpr for branch in eqn.params["branches"]]
         if eqn.params.get("branches_platforms"):  # all compute the same: one that shows its windows
-            return self.read(max(branches, key=_shows_windows), given, scope)
+            return self.read(max(branches, key=_readable), given, scope)
         results: list[_Value] = []
         for values in zip(*(self.read(branch, given, scope) for branch in branches)):
             plain = [v for v in values if isinstance(v, _Plain)]
@@ -267,7 +272,11 @@ class _Reader:
         )
         kept = all(
             isinstance(a, _Pixels) == isinstance(b, _Pixels)
-            and (not isinstance(a, _Pixels) or not isinstance(b, _Pixels) or a.axes == b.axes)
+            and (
+                not isinstance(a, _Pixels)
+                or not isinstance(b, _Pixels)
+                or (a.axes, a.rolled) == (b.axes, b.rolled)
+            )
             for a, b in zip(start[consts:], results)
         )
         stacked = [*given[rows:], *results[rows - consts :]]
@@ -282,12 +291,20 @@ class _Reader:
         name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
         first = given[0]
         result: _Value | None = None
+        if any(isinstance(g, _Pixels) and g.taps for g in given) and name not in (
+            "reshape",
+            "transpose",
+            *_POINTWISE.split(),
+        ):
+            return None
         if name in _POINTWISE.split():
             if len(eqn.outvars) > 1:  # a barrier, which each passes as it is
                 return given
             result = self._pointwise(eqn, given)
         elif name == "concatenate":
             result = self._concatenated(eqn, given, layer)
+        elif name == "stack":
+            result = self._stacked(p["axis"], given)
         elif name == "dot_general":
             given = [self._changed(g) if isinstance(g, _Pixels) else g for g in given]
             result = _contracted(eqn, given)
@@ -310,11 +327,13 @@ class _Reader:
                 return [_plain(eqn.outvars[0].aval.shape)]
             result = None if gone & set(first.axes) else _without(self._changed(first), gone)
         elif name == "transpose":
-            result = _on_axes(first, *(p["permutation"].index(a) for a in first.axes))
+            result = _permuted(first, p["permutation"])
         elif name == "broadcast_in_dim":
             result = self._broadcast(eqn, first)
-        elif name == "reshape" and p["dimensions"] is None:
-            result = self._reshaped(first, shape, eqn.outvars[0].aval.shape, layer)
+        elif name == "reshape":
+            order = p["dimensions"] or range(len(shape))
+            moved, before = _permuted(first, order), tuple(shape[a] for a in order)
+            result = moved and self._reshaped(moved, before, eqn.outvars[0].aval.shape, layer)
         elif name == "dynamic_slice" and all(p["slice_sizes"][a] == shape[a] for a in first.axes):
             result = _on_axes(first, *first.axes)
         return None if result is None else [result]
@@ -344,13 +363,13 @@ class _Reader:
     def _join(self, values: Sequence[_Value]) -> _Pixels | None:
         """Values with pixels, combined pixel by pixel; None if their axes differ."""
         pixels = [v for v in values if isinstance(v, _Pixels)]
-        if len({v.axes for v in pixels}) > 1:
+        if len({(v.axes, v.rolled, v.taps) for v in pixels}) > 1:
             return None
         if len({(v.source, id(v.view)) for v in pixels}) == 1:
             return dataclasses.replace(pixels[0], repeated=frozenset())
         sources = sorted({self._settled(v).source for v in pixels})
         self.joins.update(itertools.pairwise(sources))
-        return _Pixels(sources[0], pixels[0].axes)
+        return dataclasses.replace(pixels[0], source=sources[0], view=None, repeated=frozenset())
 
     def _pointwise(self, eqn: Any, given: list[_Value]) -> _Value | None:
         shape, kept = eqn.outvars[0].aval.shape, []
@@ -377,7 +396,7 @@ class _Reader:
             plain = (g for g, _ in parts if isinstance(g, _Plain))
             known = all(g.uniform >= set(axes) for g in plain)
             return self._join([g for g, _ in pixels]) if known else None
-        if len(pixels) < len(parts) or len({g.source for g, _ in pixels}) > 1:
+        if len(pixels) < len(parts) or len({g.source for g, _ in pixels}) > 1 or first.rolled:
             return None
         along = axes.index(axis)
         views = [_index(g, shape) for g, shape in pixels]
@@ -388,9 +407,22 @@ class _Reader:
         view = _View(layer, "rearrangement", _size(first, shape), (index[0], index[1]))
         return _Pixels(first.source, axes, view)
 
-    def _arranged(self, eqn: Any, value: _Pixels, layer: str) -> _Pixels:
+    def _stacked(self, axis: int, given: list[_Value]) -> _Pixels | None:
+        """Values behind each other along a new axis."""
+        joined = self._join(given)
+        known = joined and all(isinstance(g, _Pixels) or g.uniform >= {*joined.axes} for g in given)
+        if not joined or not known:
+            return None
+        return _on_axes(joined, *(a + (a >= axis) for a in joined.axes))
+
+    def _arranged(self, eqn: Any, value: _Pixels, layer: str) -> _Pixels | None:
         """Slices, paddings and mirrorings: another view of the same pixels."""
         name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
+        if value.rolled:
+            same = (
+                name != "rev" and shape[value.axes[0]] == eqn.outvars[0].aval.shape[value.axes[0]]
+            )
+            return dataclasses.replace(value, repeated=frozenset()) if same else None
         index = list(_index(value, shape))
         lines = list(value.view.lines if value.view else (_Line(), _Line()))
         if name == "pad" and value.view is not None:
@@ -428,6 +460,8 @@ class _Reader:
         return -1 - self._codes.setdefault(key, len(self._codes))
 
     def _slid(self, eqn: Any, value: _Pixels, layer: str) -> _Pixels | None:
+        if value.rolled:
+            return None
         p, operand = eqn.params, eqn.invars[0].aval.shape
         if eqn.primitive.name == "conv_general_dilated":
             dims = p["dimension_numbers"]
@@ -487,6 +521,8 @@ class _Reader:
         self, value: _Pixels, before: tuple[int, ...], after: tuple[int, ...], layer: str
     ) -> _Value | None:
         lies = [math.prod(after[:i]) for i in range(len(after))]
+        if value.rolled:
+            return _unrolled(value, before, after, lies)
         index, places, stretched = list(_index(value, before)), [], False
         for i, a in enumerate(value.axes):
             n, ahead = before[a], math.prod(before[:a])
@@ -500,16 +536,87 @@ class _Reader:
             if all(before[a] == 1 for a in value.axes):  # one pixel, which is no place any more
                 self.end(value, pooled=False)
                 return _plain(after)
-            return None
+            return self._cut(value, before, after, layer) or self._rolled(value, before, after)
         # an axis of one pixel may be any of several such axes: the one that lies nearest
         columns = places[1][-1]
         rows = max((j for j in places[0] if j < columns), default=None)
         if rows is None:
             return None
         if not stretched:
-            return _on_axes(value, rows, columns)
+            left = {(math.prod(before[:a]), before[a]) for a in value.taps}
+            taps = frozenset(j for j, n in enumerate(after) if (lies[j], n) in left)
+            return _on_axes(dataclasses.replace(value, taps=taps), rows, columns)
         view = _View(layer, "rearrangement", _size(value, before), (index[0], index[1]))
         return _Pixels(value.source, (rows, columns), view)
+
+    def _cut(
+        self, value: _Pixels, before: tuple[int, ...], after: tuple[int, ...], layer: str
+    ) -> _Pixels | None:
+        """Patches: each axis of pixels as one of patches and one of the pixels within."""
+        axes, sides = [], []
+        for a in value.axes:
+            ahead = math.prod(before[:a])
+            at = [
+                j
+                for j in range(len(after) - 1)
+                if math.prod(after[:j]) == ahead and after[j] * after[j + 1] == before[a]
+            ]
+            if not at or value.taps:
+                return None
+            axes.append(at[-1])
+            sides.append(after[at[-1] + 1])
+        lines = value.view.lines if value.view else ()
+        dropped = [line is not None and line == _Line(0, line.after) for line in lines]
+        if lines and all(dropped) and all(-k < ln.after <= 0 for k, ln in zip(sides, lines) if ln):
+            source = value.source  # what fills no patch is left out, as by a convolution
+        else:
+            source = self._settled(value).source
+        none, both = (0, 0), _pair(sides)
+        windows = Windows(layer, "patches", both, both, none, none, source)
+        taps = frozenset(a + 1 for a in axes)
+        return _Pixels(self._add(windows), _pair(axes), taps=taps)
+
+    def _rolled(
+        self, value: _Pixels, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> _Pixels | None:
+        """Rows and columns as part of one axis."""
+        rows, columns = value.axes
+        if math.prod(before[rows + 1 : columns]) != 1 or value.taps:
+            return None
+        settled = self._settled(value)
+        size = before[rows], before[columns]
+        return _inside(settled, math.prod(before[:rows]), size, after)
+
+
+def _inside(
+    value: _Pixels, ahead: int, size: tuple[int, int], after: Sequence[int]
+) -> _Pixels | None:
+    """Pixels of which so many entries lie ahead, where one axis holds rows and columns whole."""
+    area = math.prod(size)
+    for j, n in enumerate(after):
+        before = math.prod(after[:j])
+        part = ahead // before if before else 0
+        if part and ahead % before == 0 and n % (part * area) == 0:
+            behind = n // (part * area)
+            if (part * area * behind, before * part) == (n, ahead):
+                return _Pixels(value.source, (j, j), rolled=(*size, behind))
+    return None
+
+
+def _unrolled(
+    value: _Pixels, before: Sequence[int], after: Sequence[int], lies: Sequence[int]
+) -> _Pixels | None:
+    """Rows and columns on axes of their own again, or in another one."""
+    assert value.rolled is not None
+    rows, columns, behind = value.rolled
+    axis = value.axes[0]
+    ahead = math.prod(before[:axis]) * (before[axis] // (rows * columns * behind))
+    one = [j for j, n in enumerate(after) if (lies[j], n) == (ahead, rows)]
+    two = [j for j, n in enumerate(after) if (lies[j], n) == (ahead * rows, columns)]
+    pairs = [(i, j) for i in one for j in two if i < j]
+    if pairs:
+        return _Pixels(value.source, pairs[-1])
+    return _inside(value, ahead, (rows, columns), after)
 
 
 def _pair(numbers: Iterable[Any]) -> tuple[int, int]:
@@ -536,6 +643,14 @@ def _on_axes(value: _Pixels, rows: int, columns: int) -> _Pixels | None:
     if rows > columns:
         return None
     return dataclasses.replace(value, axes=(rows, columns), repeated=frozenset())
+
+
+def _permuted(value: _Pixels, order: Sequence[int]) -> _Pixels | None:
+    """The same pixels after a transposition."""
+    to = [*order].index
+    moved = dataclasses.replace(value, taps=frozenset(map(to, value.taps)))
+    result = _on_axes(moved, *map(to, value.axes))
+    return result and dataclasses.replace(result, repeated=frozenset(map(to, value.repeated)))
 
 
 def _without(value: _Pixels, gone: set[int]) -> _Pixels:
@@ -592,6 +707,11 @@ def _layer(stack: str) -> str:
     parts = [part for part in stack.split("/") if part]
     other = (".", "(", "->")  # methods, transformations, einsum
     return "/".join(p for p in parts if not p[0].isupper() and not any(o in p for o in other))
+
+
+def _readable(jaxpr: Any) -> tuple[bool, bool]:
+    """Order of branches that compute the same: with windows that show, then without a loop."""
+    return _shows_windows(jaxpr), not any(eqn.primitive.name == "scan" for eqn in jaxpr.eqns)
 
 
 def _shows_windows(jaxpr: Any) -> bool:

@@ -17,7 +17,7 @@ class Windows:
 
     Attributes:
       layer: path of the module, `layer2_0/conv1`.
-      kind: `convolution`, `pooling`, `padding`, `slice` or `rearrangement`.
+      kind: `convolution`, `patches`, `pooling`, `padding`, `slice` or `rearrangement`.
       kernel: pixels that a window reaches over, dilation included.
       strides: steps between windows.
       before, after: padding at both ends; negative where pixels are cut off.

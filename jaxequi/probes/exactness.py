@@ -9,9 +9,9 @@ x -> n - 1 - x, and the windows land on themselves only if first and last lie sy
 
 Otherwise (n + 2 p - k) mod s pixels are left over at one side, and the moved image is sampled that
 many pixels off. A transposition reverses no axis and survives. The analysis reads the windows
-from the traced program (convolutions, also transposed ones, pooling, slices, and padding with
-constants, copies or mirror images), so any model has one; it judges where a network *samples*, and
-takes its filters, norms and nonlinearities for equivariant.
+from the traced program (convolutions, also transposed ones, patches, pooling, slices, and padding
+with constants, copies or mirror images), so any model has one; it judges where a network *samples*,
+and takes its filters, norms and nonlinearities for equivariant.
 
 There are three verdicts. *Exact*: every operation was judged and keeps the group, if the filters
 do. *Breaks*: one does not, and the grid of the result is off the centre. *Not certain*: an
@@ -140,7 +140,10 @@ MOST_PADDING = 3
 
 
 def judge_network(network: nn.Module, shape: tuple[int, ...], group: Group) -> Verdict:
-    """Predict where a module `(images, train) -> ...` breaks a group; it needs no variables."""
+    """Predict where a module `(images, train) -> ...` breaks a group; it needs no variables.
+
+    One that says from which layer on its filters are plain, by `plain_from`, is not certain there.
+    """
 
     def variables() -> Any:
         return network.init(jax.random.key(0), jnp.zeros(shape), False)
@@ -148,7 +151,11 @@ def judge_network(network: nn.Module, shape: tuple[int, ...], group: Group) -> V
     def apply(images: jax.Array, values: Any) -> Any:
         return network.apply(values, images, False)
 
-    return judge(apply, shape, group, jax.eval_shape(variables))
+    verdict = judge(apply, shape, group, jax.eval_shape(variables))
+    if plain := getattr(network, "plain_from", ""):
+        told = f"filters from {plain} on, which are plain"
+        verdict = dataclasses.replace(verdict, unjudged=(*verdict.unjudged, told))
+    return verdict
 
 
 def judge(fn: Callable[..., Any], shape: tuple[int, ...], group: Group, *arguments: Any) -> Verdict:
@@ -237,7 +244,8 @@ def _remains(
         return True
     axes = [axis for axis in (0, 1) if any(reverses[axis] for _, reverses in moves)]
     first = next(i for i, w in enumerate(geometry.windows) if w is breaks[0].layer)
-    mixed = any(w.kind == "convolution" and max(w.kernel) > 1 for w in geometry.windows[first:])
+    kinds = "convolution", "patches"
+    mixed = any(w.kind in kinds and max(w.kernel) > 1 for w in geometry.windows[first:])
     return geometry.stays_broken(size, axes, exchanged, mixed)
 
 

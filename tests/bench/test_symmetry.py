@@ -19,13 +19,22 @@ def test_the_suite_compares_all_it_names(monkeypatch):
     def small(name, domain):
         return gresnet.GResNet(cyclic(4), (2,), (1,), domain=domain)
 
+    def pairs(vits, convnexts):
+        return {name: (small(name, "regular"), small(name, "fourier")) for name in convnexts}
+
+    monkeypatch.setattr(symmetry, "_pairs", pairs)
     monkeypatch.setattr(symmetry, "NETWORKS", {"small": (small, 2, 5)})
-    found = symmetry.run((32,), 3, 2, shapes, maps, vits=(), networks=("small",), repeats=1)
+    found = symmetry.run(
+        (32,), 3, 2, shapes, maps, vits=(), convnexts=("small",), networks=("small",), repeats=1
+    )
     assert set(found["mlp"]["C=32"]) == {"forward", "gradient"}
     for measured in (*found["mlp"]["C=32"].values(), found["conv"]["3x3 5px 2->1"]):
         ratio = measured["irreps_seconds"] / measured["plain_seconds"]
         assert measured["ratio"] == pytest.approx(ratio)
         assert measured["plain_seconds"] > 0
+    step = found["train_step"]["small"]
+    assert step["ratio"] == pytest.approx(step["irreps_seconds"] / step["plain_seconds"])
+    assert set(step["compile_seconds"]) == {"plain", "hybrid"}
     tiles, domains = found["tiles"]["3 4px 2"], found["domains"]["small"]
     assert tiles["ratio"] == pytest.approx(tiles["winograd_seconds"] / tiles["native_seconds"])
     assert domains["ratio"] == pytest.approx(

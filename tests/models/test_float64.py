@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxequi.models import gresnet, mae, octic_vit, torchvision_resnet, vit
+from jaxequi.models import convnext, gresnet, mae, octic_vit, torchvision_resnet, vit
 
 SMALL = {"patch": 4, "width": 8, "depth": 1, "heads": 2}
 NETWORKS = {
+    "convnext": lambda **dtype: convnext.make(width=16, depths=(1, 1), group="d4", **dtype),
+    "convnext, invariant": lambda **dtype: convnext.make(
+        width=16, depths=(1,), group="d4", invariant=True, **dtype
+    ),
     "gresnet": lambda **dtype: gresnet.make("p4resnet18", width=2, **dtype),
     "torchvision_resnet": lambda **dtype: torchvision_resnet.make("resnet18", width=4, **dtype),
     "vit, token": lambda **dtype: vit.make(**SMALL, **dtype),

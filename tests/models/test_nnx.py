@@ -10,6 +10,7 @@ from flax.nnx import bridge
 from jaxequi import names
 
 TINY = {
+    "convnext": {"width": 16, "depths": (1, 1), "group": "d4", "drop_path": 0.1},
     "gresnet": {"architecture": "p4mresnet18", "width": 2},
     "octic_vit": {"patch": 8, "width": 32, "depth": 2, "heads": 2},
     "one_gconv": {},

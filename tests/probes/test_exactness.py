@@ -16,6 +16,7 @@ from jaxequi.experiment import job, networks
 from jaxequi.groups.planar import Group, cyclic, dihedral
 from jaxequi.models import gresnet, one_gconv, rotmnist
 from jaxequi.models.gresnet import GResNet
+from jaxequi.nn import transformer
 from jaxequi.nn.gconv import LiftingConv
 from jaxequi.nn.pool import MaxPool, avg_pool
 from jaxequi.probes import equivariance
@@ -177,7 +178,11 @@ def test_each_group_has_its_own_demands():
 
 
 UNJUDGED = {
-    "reshape": lambda x: x.reshape(1, -1) @ jnp.ones((64, 2)),
+    "reshape": lambda x: x.reshape(1, 16, 4, 1),
+    "dot_general of rows and columns": lambda x: x.reshape(1, -1) @ jnp.ones((64, 2)),
+    "slice of rows and columns": lambda x: x.reshape(64)[1:],
+    "slice in each patch": lambda x: x.reshape(1, 4, 2, 4, 2)[:, :, 1:],
+    "rev in each patch": lambda x: x.reshape(1, 4, 2, 4, 2)[:, :, ::-1],
     "cumsum": lambda x: jnp.cumsum(x, 1),
     "sort": lambda x: jnp.sort(x, 2),
     "gather": lambda x: x[:, np.array([1, 0, 2, 3, 4, 5, 6, 7])],
@@ -191,9 +196,26 @@ UNJUDGED = {
 @pytest.mark.parametrize("name", UNJUDGED)
 def test_owns_up_to_what_it_cannot_judge(name):
     verdict = judge(UNJUDGED[name], (1, 8, 8, 1), cyclic(4))
-    assert verdict.unjudged == (f"the network ({name})",)
+    assert verdict.unjudged == (f"the network ({name.split()[0]})",)
     assert not verdict.exact
     assert "not certain, part of it is not judged" in str(verdict)
+
+
+def test_patches_and_rows_of_a_product():
+    def patches(x):
+        x = transformer.space_to_depth(x, 2)
+        rows = jnp.sin(x.reshape(-1, 4) @ jnp.ones((4, 3)))
+        return jnp.concatenate([rows[:, :1], rows], 1).reshape(*x.shape[:3], -1)[..., 1:]
+
+    for n, exact in ((8, True), (9, False), (12, True)):
+        verdict = judge(patches, (2, n, n, 1), cyclic(4))
+        assert verdict.exact == exact
+        assert verdict.unjudged == ()
+        assert verdict.layers == ("",)
+    told = "patches with kernel 2, stride 2, padding 0 on 9 pixels: (9 + 2*0 - 2) mod 2 = 1"
+    verdict = judge(patches, (2, 9, 9, 1), cyclic(4))
+    assert told in str(verdict)
+    assert (verdict.smaller, verdict.larger, verdict.padding) == (8, 10, None)
 
 
 def test_a_loop_is_judged_by_all_its_rounds():
