@@ -152,24 +152,24 @@ def _target(
     collections = {name: tree for name, tree in extra.items() if name != "own"}
     slow = extra["own"]["target"]
     views = [pairs[:, 0], pairs[:, 1]]
-    now = progress(jnp.int32(0), 1, 1)
+    now, key = progress(jnp.int32(0), 1, 1), jax.random.key(0)
 
     def loss(params: PyTree, extra: PyTree) -> Any:
-        return method.loss(params, extra, {"views": pairs}, jax.random.key(0), now)
+        return method.loss(params, extra, {"views": pairs}, key, now)
 
     def given(params: PyTree, collections: PyTree, z: list[Array]) -> Any:
-        seen, collections = online.see(params, collections, views)
+        seen, collections = online.see(params, collections, views, key)
         total = 4 - 2 * cosine_similarity(seen[0].prediction, z[1])
         return total - 2 * cosine_similarity(seen[1].prediction, z[0]), collections
 
     def embed(slow: PyTree) -> Any:
-        seen, slow = _siamese.see_target(target, slow, views)
+        seen, slow = _siamese.see_target(target, slow, views, key)
         return [one.embedding for one in seen], slow
 
     def kept(both: tuple[PyTree, PyTree], collections: PyTree) -> Any:
         params, slow = both
         state = {name: tree for name, tree in slow.items() if name != "params"}
-        seen, _ = target.see(slow["params"], state, views)
+        seen, _ = target.see(slow["params"], state, views, key)
         return given(params, collections, [one.embedding for one in seen])
 
     def gradient(function: Any, *arguments: Any) -> Any:

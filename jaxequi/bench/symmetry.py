@@ -8,12 +8,12 @@ the clock, then by the processor.
   alone take 0.21. The rest is memory: GELU, two transforms, slices, and a fifth of the forward pass
   fetches fresh pages (where malloc keeps them it is 0.36 by the processor). Mapped over examples
   the forward pass takes 0.32 and the gradient 0.39.
-- Without a gradient the MLP passes one example after another through both layers (2026-11-28, load
-  18): C = 768 0.30 by the processor, and 0.24 to 0.26 with the columns of E joined before the first
-  product; with its gradient, which is left as it was, 0.35.
-- Train step of the hybrid network over the plain one's, 224 pixels, batch 4 (2026-11-28, load 25):
-  ViT-B 0.74 and 0.75, ViT-L 0.73 and 0.62; load 3, ConvNeXt iso_small over D1 0.86 and 0.84, D4
-  0.83 and 0.79.
+- On quiet cores, 2026-11-28, where without a gradient the MLP passes one example after another
+  through both layers: C = 768 forward 0.30 and 0.28, with gradient 0.39 and 0.38; C = 1024 0.29 and
+  0.27, 0.35 and 0.34.
+- Train step of the hybrid network over the plain one's, 224 pixels, batch 4 (quiet, 2026-11-28):
+  ViT-B 0.72 and 0.71, ViT-L 0.68 and 0.68; ConvNeXt iso_small, half of the blocks over D4, 0.83 and
+  0.82.
 - A block of ViT-L with its gradient, 32 images, bfloat16, compiled for v5e (2026-11-28): plain 491
   GFLOPs and 1708 MB of memory traffic; octic 106 and 1745; with the kernel of `nn.fused` 104 and
   1694.
@@ -26,10 +26,11 @@ the clock, then by the processor.
   D4 1.37 for 12 fields, 1.28 for 24, 0.57 for 32, 0.46 for 48; over C4 1.19 for 32, 0.62 for 64,
   0.51 for 128; over D1 0.67 for 128. One pixel: D4 1.28 for 8, 0.59 for 16; C4 0.55 for 32. Hence
   the numbers in `gconv.pays`.
-- 3 x 3 with its gradient by Winograd's tiles over XLA's convolution (`tiles`, 2026-11-28): 64
-  channels at 32 pixels and batch 16 0.7 and 1.1; 96 at 25, batch 8, 0.8 and 0.9; 128 at 16, batch
-  16, 0.8 and 0.8; 280 at 13, batch 8, 0.65 and 0.7. Below 300 tiles, or fewer tiles than channels,
-  the 16 values of the kernel outweigh them: 256 at 8 pixels, batch 16, 0.9 and 0.9, and 512 at 4,
+- 3 x 3 with its gradient by Winograd's tiles over XLA's convolution (`tiles`, quiet, 2026-11-28):
+  64 channels at 32 pixels and batch 16 0.68 and 1.28; 96 at 25, batch 8, 0.60 and 0.81; 128 at 16,
+  batch 16, 0.73 and 0.74; 280 at 13, batch 8, 0.57 and 0.62. With fewer tiles than channels the 16
+  values of the kernel outweigh them: 256 at 8 pixels, batch 16, 0.73 and 0.81, where a train step
+  was no faster than by irreps; 384 at 8 forward 1.3 and with its gradient no better; 512 at 4,
   batch 64, 1.0 and 1.0. Irreps over these tiles, by the processor: 1.5 for 24 fields of D4 at 16
   pixels, 1.6 for 25 and 1.5 for 28 at 25, 0.6 for 32 at 13, and 1.4 for 70 fields of C4 at 13.
   Hence `gconv._SAVED_TILE`.
@@ -37,7 +38,8 @@ the clock, then by the processor.
   d4resnet50, batch 8, 97 pixels, 0.49 and 0.47; with `fast` 0.78 and 0.80, and 0.85 and 0.86 of the
   plain ResNet-50; c4resnet50 0.67 and 0.66, and 0.80 and 0.72 of the plain one; d4resnet18 0.48 and
   0.46, c4resnet18 0.60 and 0.62; p4mresnet44, batch 16, 32 pixels, 0.74 and 0.71; p4resnet44 0.73
-  and 0.91. They compile up to fourteen times as long, 17 to 57 s.
+  and 0.91; `resnet44`, over C1, 0.85 and 1.00. They compile up to nineteen times as long, 9 to 57
+  s.
 """
 
 from __future__ import annotations

@@ -195,10 +195,12 @@ def make(
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        del key, progress
+        del progress
         views, z = inputs(batch)
         variables = {"params": params, **extra}
-        pair, extra = network.apply(variables, views, z, train=True, mutable=list(extra))
+        pair, extra = network.apply(
+            variables, views, z, train=True, mutable=list(extra), rngs={"dropout": key}
+        )
         x, y = pair.x, pair.y
         scalar, terms = objective(pair)
         shown = {

@@ -52,13 +52,17 @@ class Siamese(nn.Module):
 
     @nn.nowrap
     def see(
-        self, params: PyTree, collections: PyTree, views: Sequence[Array]
+        self, params: PyTree, collections: PyTree, views: Sequence[Array], key: Array
     ) -> tuple[list[Encoded], PyTree]:
-        """Encode views in training mode, one after the other."""
+        """Encode views in training mode, one after the other; `key` draws what a network drops."""
         seen = []
-        for images in views:
+        for images, dropped in zip(views, jax.random.split(key, len(views)), strict=True):
             encoded, collections = self.apply(
-                {"params": params, **collections}, images, True, mutable=list(collections)
+                {"params": params, **collections},
+                images,
+                True,
+                mutable=list(collections),
+                rngs={"dropout": dropped},
             )
             seen.append(encoded)
         return seen, dict(collections)
@@ -130,7 +134,7 @@ def copy(network: Siamese, params: PyTree, collections: PyTree) -> PyTree:
 
 
 def see_target(
-    network: Siamese, target: PyTree, views: Sequence[Array]
+    network: Siamese, target: PyTree, views: Sequence[Array], key: Array
 ) -> tuple[list[Encoded], PyTree]:
     """Encode views in the target network, in training mode; returns it with its new statistics.
 
@@ -138,7 +142,7 @@ def see_target(
     """
     target, views = jax.lax.stop_gradient((target, views))
     params, collections = target["params"], {k: v for k, v in target.items() if k != "params"}
-    seen, collections = network.see(params, collections, views)
+    seen, collections = network.see(params, collections, views, key)
     return seen, {"params": params, **collections}
 
 

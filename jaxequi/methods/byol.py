@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxequi import types
@@ -59,12 +60,12 @@ def make(
     def loss(
         theta: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        del key
         own, collections = _siamese.split(extra)
         views = _siamese.two_views(batch)
         x = [views[:, 0], views[:, 1]]
-        seen, collections = online.see(theta, collections, x)
-        (z_1, z_2), xi = _siamese.see_target(target, own["target"], x)
+        key, target_key = jax.random.split(key)
+        seen, collections = online.see(theta, collections, x, key)
+        (z_1, z_2), xi = _siamese.see_target(target, own["target"], x, target_key)
         first = 2 - 2 * cosine_similarity(seen[0].prediction, z_2.embedding)
         second = 2 - 2 * cosine_similarity(seen[1].prediction, z_1.embedding)
         metrics = {"momentum": 1 - share(progress), **_siamese.signs(seen)}

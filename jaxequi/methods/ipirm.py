@@ -113,9 +113,8 @@ def make(
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        del key
         views = _siamese.two_views(batch)
-        seen, after = network.see(params, collections(extra), [views[:, 0], views[:, 1]])
+        seen, after = network.see(params, collections(extra), [views[:, 0], views[:, 1]], key)
         a, b = (one.embedding for one in seen)
         metrics, scalar = {}, jnp.zeros((), a.dtype)
         if keep_cont or not partitions:

@@ -124,7 +124,8 @@ def make(
         whole_key, inner_key = jax.random.split(key)
         everywhere = jnp.zeros(len(views), jnp.int32)
         share, partner = draw(whole_key, everywhere, alpha)
-        seen, after = network.see(params, collections(extra), [mix(first, share, partner), second])
+        given = [mix(first, share, partner), second]
+        seen, after = network.see(params, collections(extra), given, jax.random.fold_in(key, 2))
         whole = irm.mixed_by_environment(
             seen[0].embedding,
             seen[1].embedding,
@@ -147,7 +148,8 @@ def make(
             """Means over the environments of the loss and of the penalty."""
             share, partner = draw(key, environment, alpha)
             with norms.by_segment(environment, environments):
-                [x], stats = network.see(params, stats, [mix(first, share, partner)])
+                given, drop_key = [mix(first, share, partner)], jax.random.fold_in(key, 0)
+                [x], stats = network.see(params, stats, given, drop_key)
             losses, penalties, members = irm.mixed_by_environment(
                 x.embedding, b, share, partner, environment, environments, temperature, per_example
             )
@@ -156,7 +158,7 @@ def make(
             return stats, jnp.stack([jnp.sum(of_mean * losses), jnp.sum(of_mean * penalties)])
 
         def anew(stats: PyTree, environment: Array, key: Array) -> Any:
-            [y], stats = network.see(params, stats, [second])
+            [y], stats = network.see(params, stats, [second], jax.random.fold_in(key, 1))
             return inside(stats, environment, key, y.embedding)
 
         def idle(stats: PyTree, environment: Array, key: Array) -> Any:

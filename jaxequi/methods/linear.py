@@ -312,11 +312,17 @@ def of_heads(
     """
     network = Heads(tuple(asked), tasks, **batch_norm, std=head_std, dtype=dtype)
 
-    def represent(frozen: PyTree, views: Array, train: bool) -> tuple[Array, PyTree]:
-        """f32[B, V, ...] to f32[B, V, R], view by view, and the backbone's variables after it."""
+    def represent(
+        frozen: PyTree, views: Array, train: bool, key: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """f32[B, V, ...] to f32[B, V, R], view by view, and the backbone's variables after it.
+
+        In training mode `key` draws what a network drops.
+        """
         seen, moving = [], [name for name in frozen if name != "params"] if train else []
         for view in range(views.shape[1]):
-            found: Any = backbone.apply(frozen, views[:, view], train, mutable=moving)
+            rngs = None if key is None else {"dropout": jax.random.fold_in(key, view)}
+            found: Any = backbone.apply(frozen, views[:, view], train, mutable=moving, rngs=rngs)
             features, after = found
             frozen = {**frozen, **after}
             seen.append(features)
@@ -333,9 +339,9 @@ def of_heads(
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        del key, progress
+        del progress
         stopped = jax.lax.stop_gradient(extra[OWN]["backbone"])
-        representation, frozen = represent(stopped, batch["views"], drift)
+        representation, frozen = represent(stopped, batch["views"], drift, key)
         variables = {"params": params, **collections(extra)}
         outputs: Any
         outputs, after = network.apply(

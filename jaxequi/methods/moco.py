@@ -120,7 +120,8 @@ def make(
             order = jax.random.permutation(key, len(views[0]))
             together = norms.regrouped(jnp.argsort(order))
         with together:
-            seen, target = _siamese.see_target(f_k, target, views)
+            drop_key = jax.random.fold_in(key, 0)
+            seen, target = _siamese.see_target(f_k, target, views, drop_key)
         return [encoded.prediction for encoded in seen], target
 
     def loss(
@@ -138,7 +139,8 @@ def make(
         order_key, choice_key = jax.random.split(key)
         x = [views[:, 0], views[:, 1]]
 
-        seen, collections = f_q.see(params, collections, x if symmetric else x[:1])
+        of_queries = x if symmetric else x[:1]
+        seen, collections = f_q.see(params, collections, of_queries, jax.random.fold_in(key, 2))
         q = [encoded.prediction for encoded in seen]
         k, target = encode_keys(own["target"], x if symmetric else x[1:], order_key)
         total, nearer = infonce(q[0], k[-1], own["queue"], temperature)

@@ -55,9 +55,9 @@ def make(
     def loss(
         params: PyTree, extra: PyTree, batch: Batch, key: Array, progress: Progress
     ) -> tuple[Array, Output]:
-        del key, progress
+        del progress
         views = _siamese.two_views(batch)
-        seen, extra = network.see(params, extra, [views[:, 0], views[:, 1]])
+        seen, extra = network.see(params, extra, [views[:, 0], views[:, 1]], key)
         (_, z_1, p_1), (_, z_2, p_2) = seen
         z_1, z_2 = jax.lax.stop_gradient((z_1, z_2))
         epsilon = 1e-8  # of torch's CosineSimilarity

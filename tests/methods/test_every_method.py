@@ -307,3 +307,40 @@ def test_a_share_of_a_projector_is_rounded_half_to_even():
     }
     assert widths == {"inv": [14, 12, 10], "equi": [14, 12, 10]}
     assert method.parts == {"representation": (8, 8), "embedding": (10, 10)}
+
+
+class Dropping(nn.Module):
+    """Drops half of its numbers, as a transformer drops paths."""
+
+    features: int = FEATURES
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(self.features)(images.mean((1, 2)))
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("simclr", {"projector": "12-10"}),
+        ("moco", {"projector": "12-10", "queue": 32}),
+        ("byol", {"projector": "12-10", "predictor": "12-10"}),
+        ("simsiam", {"projector": "12-10", "predictor": "12-10"}),
+    ],
+)
+def test_what_a_network_drops_is_drawn_with_the_key(name, arguments):
+    method = names.find("methods", name)(backbone=Dropping(), **arguments)
+    batch = a_batch()
+    params, extra = method.init(jax.random.key(0), batch)
+
+    @jax.jit
+    def loss(key):
+        return method.loss(params, extra, batch, key, PROGRESS)[0]
+
+    first, again, other = (float(loss(jax.random.key(seed))) for seed in (1, 1, 2))
+    assert first == again
+    assert np.isfinite(first)
+    assert first != other
+    encoded = [method.encode(params, extra, batch["views"])["representation"] for _ in range(2)]
+    np.testing.assert_array_equal(*encoded)  # nothing is dropped where it is judged
