@@ -84,9 +84,8 @@ def weighted(net, params, x):
 @pytest.mark.parametrize(
     ("options", "side"),
     [
-        ({**SMALL, "group": "d4", "symmetric": 3}, 12),
-        ({**SMALL, "group": "d4", "symmetric": 1}, 15),  # some pixels fill no patch
-        ({**SMALL, "group": "c4", "symmetric": 2}, 12),
+        ({**SMALL, "depths": (1, 1), "group": "d4", "symmetric": 2}, 12),
+        ({**SMALL, "depths": (1, 1), "group": "c4", "symmetric": 1}, 15),  # fills no last patch
         ({**ISO, "group": "d1", "symmetric": 0}, 12),
     ],
     ids=str,
