@@ -148,7 +148,7 @@ def make(
             """Means over the environments of the loss and of the penalty."""
             share, partner = draw(key, environment, alpha)
             with norms.by_segment(environment, environments):
-                given, drop_key = [mix(first, share, partner)], jax.random.fold_in(key, 0)
+                given, drop_key = [mix(first, share, partner)], jax.random.fold_in(key, 2)
                 [x], stats = network.see(params, stats, given, drop_key)
             losses, penalties, members = irm.mixed_by_environment(
                 x.embedding, b, share, partner, environment, environments, temperature, per_example
@@ -158,7 +158,7 @@ def make(
             return stats, jnp.stack([jnp.sum(of_mean * losses), jnp.sum(of_mean * penalties)])
 
         def anew(stats: PyTree, environment: Array, key: Array) -> Any:
-            [y], stats = network.see(params, stats, [second], jax.random.fold_in(key, 1))
+            [y], stats = network.see(params, stats, [second], jax.random.fold_in(key, 3))
             return inside(stats, environment, key, y.embedding)
 
         def idle(stats: PyTree, environment: Array, key: Array) -> Any:

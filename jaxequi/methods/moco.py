@@ -113,14 +113,15 @@ def make(
         }
         return params, {**extra, "own": own}
 
-    def encode_keys(target: PyTree, views: list[Array], key: Array) -> tuple[list[Array], PyTree]:
+    def encode_keys(
+        target: PyTree, views: list[Array], key: Array, drop_key: Array
+    ) -> tuple[list[Array], PyTree]:
         together: AbstractContextManager[Any] = contextlib.nullcontext()
         if shuffle:
             # The place of each key in the order drawn decides with whom it is normalised.
             order = jax.random.permutation(key, len(views[0]))
             together = norms.regrouped(jnp.argsort(order))
         with together:
-            drop_key = jax.random.fold_in(key, 0)
             seen, target = _siamese.see_target(f_k, target, views, drop_key)
         return [encoded.prediction for encoded in seen], target
 
@@ -136,13 +137,15 @@ def make(
                 "authors ask; take another of the two, or method.whole_batches=False"
             )
         own, collections = _siamese.split(extra)
-        order_key, choice_key = jax.random.split(key)
+        order_key, choice_key = jax.random.split(key)  # what networks drop is drawn beside these
+        drop_key, target_key = (jax.random.fold_in(key, i) for i in (2, 3))
         x = [views[:, 0], views[:, 1]]
 
         of_queries = x if symmetric else x[:1]
-        seen, collections = f_q.see(params, collections, of_queries, jax.random.fold_in(key, 2))
+        seen, collections = f_q.see(params, collections, of_queries, drop_key)
         q = [encoded.prediction for encoded in seen]
-        k, target = encode_keys(own["target"], x if symmetric else x[1:], order_key)
+        of_keys = x if symmetric else x[1:]
+        k, target = encode_keys(own["target"], of_keys, order_key, target_key)
         total, nearer = infonce(q[0], k[-1], own["queue"], temperature)
         if symmetric:
             total += infonce(q[1], k[0], own["queue"], temperature)[0]

@@ -80,7 +80,7 @@ def conv2d(
     """
     windows = rows, columns
     native = functools.partial(_native, windows=windows, groups=groups)
-    sides = _sides(x, kernel, windows)
+    sides = _sides(x.shape, kernel.shape, windows)
     made = x.shape[0], *sides
     if groups == 1 and product_pays(made, kernel.shape):
         here = functools.partial(_one_product, windows=windows)
@@ -107,7 +107,7 @@ def winograd_pays(
     fits = all((w.stride, w.dilation) == (1, 1) and max(w.padding) < taps for w in windows)
     if not fits or kernel[:2] != (taps, taps) or not isinstance(images[0], int):
         return False
-    sides = [w.outputs(n, taps) for w, n in zip(windows, images[1:3])]
+    sides = _sides(images, kernel, windows)
     tiles = images[0] * math.prod(winograd.tiles(n) for n in sides)
     return min(kernel[2:]) >= _WIDE and min(sides) > 0 and tiles >= max(_TILES, *kernel[2:])
 
@@ -169,7 +169,7 @@ def _padding(windows: tuple[Window, Window]) -> winograd.Padding:
 def _by_taps(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:
     """Convolve each channel by itself with stride 1: a sum of moved images, which XLA makes one
     loop of."""
-    wide, (height, width) = _padded(x, windows), _sides(x, kernel, windows)
+    wide, (height, width) = _padded(x, windows), _sides(x.shape, kernel.shape, windows)
     taps = kernel[:, :, 0].astype(wide.dtype)
     y = jnp.zeros((len(x), height, width, x.shape[-1]), wide.dtype)
     for i, j in np.ndindex(kernel.shape[:2]):
@@ -216,8 +216,10 @@ def _padded(x: Array, windows: tuple[Window, Window]) -> Array:
     return jax.lax.pad(wide, jnp.zeros((), wide.dtype), around)
 
 
-def _sides(x: Array, kernel: Array, windows: tuple[Window, Window]) -> list[int]:
-    return [w.outputs(n, k) for w, n, k in zip(windows, x.shape[1:3], kernel.shape[:2])]
+def _sides(
+    images: tuple[int, ...], kernel: tuple[int, ...], windows: tuple[Window, Window]
+) -> list[int]:
+    return [w.outputs(n, k) for w, n, k in zip(windows, images[1:3], kernel[:2])]
 
 
 def _one_product(x: Array, kernel: Array, windows: tuple[Window, Window]) -> Array:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxequi.nn.norm import at_least_f32
 from jaxequi.types import Array
 
 TAPS, OUTPUTS = 3, 2
@@ -97,7 +98,7 @@ def _in_fours(values: Sequence[Array]) -> list[Sequence[Array]]:
 
 def _of_image(x: Array, padding: Padding) -> list[Array]:
     """What each tile sees, 4 x 4 pixels, at the 16 points: [tiles, I] each."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_f32(x)
     spread = [OUTPUTS * tiles(n) + TAPS - 1 for n in _sides(x, padding)]
     pads = [(p[0], m - n - p[0]) for p, m, n in zip(padding, spread, x.shape[1:3], strict=True)]
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
@@ -112,14 +113,13 @@ def _of_image(x: Array, padding: Padding) -> list[Array]:
 
 def _of_kernel(kernel: Array) -> list[Array]:
     """The kernel at the 16 points: [I, O] each."""
-    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
     def at_points(taps: Array) -> list[Array]:
         first, middle, last = taps
         mean, half = (first + last) / 2, middle / 2
         return [first, mean + half, mean - half, last]
 
-    return [value for row in at_points(kernel) for value in at_points(row)]
+    return [value for row in at_points(at_least_f32(kernel)) for value in at_points(row)]
 
 
 def _taps(values: Sequence[Array]) -> list[Array]:
@@ -136,8 +136,7 @@ def _outputs(values: Sequence[Array]) -> list[Array]:
 
 def _of_outputs(dy: Array) -> list[Array]:
     """The transpose of `_outputs` along both axes: [tiles, O] at each of the 16 points."""
-    dy = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
-    dy = jnp.pad(dy, [(0, 0), *((0, n % OUTPUTS) for n in dy.shape[1:3]), (0, 0)])
+    dy = jnp.pad(at_least_f32(dy), [(0, 0), *((0, n % OUTPUTS) for n in dy.shape[1:3]), (0, 0)])
 
     def at_points(dy: Array, axis: int) -> list[Array]:
         even, odd = (jax.lax.slice_in_dim(dy, i, None, OUTPUTS, axis) for i in range(OUTPUTS))
