@@ -597,9 +597,7 @@ def _inside(
         before = math.prod(after[:j])
         part = ahead // before if before else 0
         if part and ahead % before == 0 and n % (part * area) == 0:
-            behind = n // (part * area)
-            if (part * area * behind, before * part) == (n, ahead):
-                return _Pixels(value.source, (j, j), rolled=(*size, behind))
+            return _Pixels(value.source, (j, j), rolled=(*size, n // (part * area)))
     return None
 
 
